@@ -1,0 +1,351 @@
+"""One call, on whichever node answers.
+
+Owns the HTTP sessions and the knowledge which endpoints are healthy. A call is repeated on another endpoint after a refused
+or broken connection, a stall, or a 503 that allows it; what the caller learns is either one answer (of any status below 500
+and some above) or an error. `Answer.doubtful` and `Unanswered.maybe_executed` say whether an earlier attempt may have
+taken effect without our hearing of it: only the caller of this module knows what that means for its request.
+
+The HTTP library's own silent repetition is turned off, because it would hide exactly that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from client.endpoints import Endpoints
+from client.errors import (
+    PROBLEM_BODY_LIMIT,
+    HoldfastError,
+    OutcomeUnknown,
+    ServerFailure,
+    Unavailable,
+    Unreachable,
+    error_from_response,
+)
+from client.retry import Budget, Failure, RetryPolicy
+from client.sources import Buffer, Source
+
+DOCUMENT_LIMIT = 64 * 1024 * 1024
+"""Bytes of a JSON answer at most: a page of a thousand volumes is well under one MiB, a layout of 1000 nodes too."""
+
+RECEIVE_BUFFER = 1024 * 1024
+"""Bytes of a download that wait for the reader before the connection is paused."""
+
+EXPECT_CONTINUE_FROM = 1024 * 1024
+"""Bodies of at least this many bytes (or of unknown length) ask before they are sent: a refusal then costs no transfer."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, not yet bound to an endpoint. ``path`` is percent-encoded."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    document: Any = None
+    body: Source | None = None
+    on_progress: Progress | None = None
+    """Called with the bytes of ``body`` handed to the connection so far; starts anew with each attempt."""
+    fresh_connection: bool = False
+    """Never on a pooled connection: for requests whose outcome would be in doubt if that turned out to be stale."""
+
+    @property
+    def safe(self) -> bool:
+        return self.method in {"GET", "HEAD"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A server's last word. ``doubtful``: an earlier attempt of the same call may have been executed too."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    doubtful: bool = False
+
+    @property
+    def error(self) -> HoldfastError | None:
+        return None if self.status < 300 else error_from_response(self.status, self.body, self.headers)
+
+    def document(self) -> Any:
+        """The JSON body. Raises the answer's error, or `ServerFailure` when a good answer holds no JSON."""
+        if (error := self.error) is not None:
+            raise error
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise ServerFailure(
+                "the server's answer is not JSON; is this a Holdfast API port?", status=self.status
+            ) from error
+
+
+class AttemptFailed(Exception):
+    """Inside this package: one attempt gave no answer that could be handed on."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error.message)
+        self.failure = failure
+
+
+class _ConnectionBroken(aiohttp.ClientError):
+    """A broken connection in a shape that the HTTP library does not repeat by itself."""
+
+
+async def _no_hidden_repetition(
+    request: aiohttp.ClientRequest, handler: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
+) -> aiohttp.ClientResponse:
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _ConnectionBroken(str(error) or "the connection was closed") from error
+
+
+class Transport:
+    """Use as an async context manager. Safe for any number of calls at once, within one event loop."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        token: str | None = None,
+        policy: RetryPolicy | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.endpoints = Endpoints(endpoints, now=time.monotonic)
+        self.policy = policy or RetryPolicy()
+        self._tls: ssl.SSLContext | bool = tls if tls is not None else True
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "holdfast-client"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._random = random.Random()  # noqa: S311 - spreads retries, keeps no secret
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+
+    async def __aenter__(self) -> Transport:
+        for fresh in (False, True):
+            self._sessions[fresh] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, force_close=fresh),
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=self.policy.connect_timeout_s, sock_read=self.policy.idle_timeout_s
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                read_bufsize=RECEIVE_BUFFER,
+                middlewares=(_no_hidden_repetition,),
+            )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+    def budget(self) -> Budget:
+        return Budget(self.policy, len(self.endpoints), self._random, time.monotonic())
+
+    async def call(self, call: Call) -> Answer:
+        """The answer of the first node that gives one.
+
+        Raises `Unavailable` when the budget is spent and certainly nothing was done, `OutcomeUnknown` when something may
+        have been, and whatever the body's source raises.
+        """
+        budget = self.budget()
+        doubtful = False
+        while True:
+            url = self.endpoints.choose(budget.tried)
+            sending = _Sending(call)
+            try:
+                answer = await self._attempt(url, call, sending)
+            except AttemptFailed as attempt:
+                failure = attempt.failure
+                doubtful = doubtful or (failure.maybe_executed and not call.safe)
+                if call.body is not None and sending.begun and not call.body.rewindable:
+                    raise self._spent(
+                        failure, doubtful, "its source cannot be read again, so send it again"
+                    ) from attempt
+                await self.pause(budget, url, failure, doubtful=doubtful)
+            else:
+                return Answer(answer.status, answer.headers, answer.body, doubtful)
+
+    async def pause(self, budget: Budget, url: str, failure: Failure, *, doubtful: bool = False) -> None:
+        """Wait until the next attempt is due. Raises when the budget is spent."""
+        delay = budget.failed(url, failure, time.monotonic())
+        if delay is None:
+            raise self._spent(failure, doubtful, "")
+        await asyncio.sleep(delay)
+
+    def _spent(self, failure: Failure, doubtful: bool, advice: str) -> HoldfastError:
+        message = failure.error.message + (f"; {advice}" if advice else "")
+        if doubtful:
+            return OutcomeUnknown(
+                f"the request may or may not have taken effect ({message}); look at the volume before you repeat it",
+                status=failure.error.status,
+                details=failure.error.details,
+            )
+        if not failure.reached:
+            return Unreachable(
+                f"no endpoint can be reached: tried {', '.join(self.endpoints.urls)} ({failure.error.message})"
+            )
+        return Unavailable(
+            message, status=failure.error.status, details=failure.error.details, code=failure.error.problem
+        )
+
+    async def open(self, url: str, call: Call, sending: _Sending | None = None) -> aiohttp.ClientResponse:
+        """Send ``call`` to one endpoint and return its response, body unread, for the caller to read and close.
+
+        Raises `AttemptFailed` for everything that another endpoint may do better, an answer of 503 included.
+        """
+        sending = sending or _Sending(call)
+        idle = self.policy.idle_timeout_s
+        headers = dict(call.headers)
+        data: AsyncIterator[Buffer] | bytes | None = None
+        expect = False
+        if call.document is not None:
+            data = json.dumps(call.document).encode()
+            headers["Content-Type"] = "application/json"
+        elif call.body is not None:
+            headers["Content-Type"] = "application/octet-stream"
+            if call.body.length is not None:
+                headers["Content-Length"] = str(call.body.length)
+            expect = call.body.length is None or call.body.length >= EXPECT_CONTINUE_FROM or not call.body.rewindable
+            data = sending.blocks(idle) if call.body.length != 0 else b""
+        try:
+            async with asyncio.timeout(idle) as sending.watchdog:
+                response = await self._sessions[call.fresh_connection].request(
+                    call.method,
+                    URL(url + call.path, encoded=True).update_query(call.query),
+                    headers=headers,
+                    data=data,
+                    expect100=expect,
+                    ssl=self._tls,
+                    allow_redirects=False,
+                )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            self.endpoints.failed(url)
+            raise AttemptFailed(
+                Failure(Unavailable(f"cannot connect to {url}: {_reason(error)}"), reached=False, maybe_executed=False)
+            ) from error
+        except aiohttp.InvalidURL as error:
+            raise ServerFailure(f"{url} is not a usable endpoint") from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if sending.error is not None:
+                raise sending.error from error
+            raise self._lost(url, error, sending) from error
+        finally:
+            sending.watchdog = None
+        if response.status in {429, 502, 503, 504}:
+            body = await self._read(url, response, sending, PROBLEM_BODY_LIMIT)
+            refusal = error_from_response(response.status, body, response.headers)
+            self.endpoints.succeeded(url)
+            unknown = isinstance(refusal, OutcomeUnknown)
+            raise AttemptFailed(
+                Failure(refusal, reached=True, maybe_executed=unknown, retry_after_s=_retry_after(response.headers))
+            )
+        return response
+
+    async def _attempt(self, url: str, call: Call, sending: _Sending) -> Answer:
+        response = await self.open(url, call, sending)
+        body = await self._read(url, response, sending, DOCUMENT_LIMIT)
+        self.endpoints.succeeded(url)
+        return Answer(response.status, response.headers, body)
+
+    async def _read(self, url: str, response: aiohttp.ClientResponse, sending: _Sending, limit: int) -> bytes:
+        """The whole body, and the connection given back, or closed when our own body was not sent to its end."""
+        body = bytearray()
+        try:
+            async for piece in response.content.iter_any():
+                body += piece
+                if len(body) > limit:
+                    raise ServerFailure(f"{url} answered with more than {limit} bytes", status=response.status)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._lost(url, error, sending) from error
+        finally:
+            if sending.complete and response.content.at_eof():
+                response.release()
+            else:
+                response.close()
+        return bytes(body)
+
+    def lost(self, url: str, error: BaseException) -> AttemptFailed:
+        """A download's connection broke; nothing can have been changed by it."""
+        self.endpoints.failed(url)
+        return AttemptFailed(
+            Failure(Unavailable(f"lost the connection to {url}: {_reason(error)}"), reached=True, maybe_executed=False)
+        )
+
+    def _lost(self, url: str, error: BaseException, sending: _Sending) -> AttemptFailed:
+        self.endpoints.failed(url)
+        text = f"lost the connection to {url} before it answered: {_reason(error)}"
+        return AttemptFailed(Failure(Unavailable(text), reached=True, maybe_executed=sending.complete))
+
+
+class _Sending:
+    """How far one attempt got with the body, and the guard against a receiver that takes no more of it.
+
+    The guard's clock stands still while the source is read: a slow pipe is nobody's failure.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.begun = False
+        self.complete = call.body is None or call.body.length == 0
+        self.error: BaseException | None = None
+        self.watchdog: asyncio.Timeout | None = None
+
+    async def blocks(self, idle_timeout_s: float) -> AsyncIterator[Buffer]:
+        assert self._call.body is not None
+        loop = asyncio.get_running_loop()
+        sent = 0
+        self.begun = True
+        try:
+            self._guard(None)
+            async for block in self._call.body.blocks():
+                sent += len(block)
+                # a receiver that holds the last byte may act on the request: from here on its outcome is open
+                self.complete = sent == self._call.body.length
+                self._guard(loop.time() + idle_timeout_s)
+                yield block
+                if self._call.on_progress is not None:
+                    self._call.on_progress(sent)
+                self._guard(None)
+            self.complete = True
+            self._guard(loop.time() + idle_timeout_s)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _guard(self, when: float | None) -> None:
+        if self.watchdog is not None and not self.watchdog.expired():
+            self.watchdog.reschedule(when)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else 0.0

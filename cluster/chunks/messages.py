@@ -1,0 +1,104 @@
+"""The chunk protocol's messages. ``crc`` is the CRC32C of the payload, so that nothing is taken over that a wire or a memory has
+changed on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.rpc.message import Done, Request, message
+
+
+@message("chunk.put", reply=Done)
+@dataclass(frozen=True, slots=True)
+class PutChunk(Request[Done]):
+    """Keep the payload, durably, with a reference."""
+
+    chunk: bytes
+    referrer: bytes
+    replicas: int
+    crc: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class ChunkBytes:
+    crc: int
+
+
+@message("chunk.read", reply=ChunkBytes, bulk=True)
+@dataclass(frozen=True, slots=True)
+class ReadChunk(Request[ChunkBytes]):
+    """Bytes of a chunk, in the payload of the reply. A large one."""
+
+    chunk: bytes
+    offset: int
+    length: int
+
+
+@message("chunk.read-small", reply=ChunkBytes)
+@dataclass(frozen=True, slots=True)
+class ReadSmall(Request[ChunkBytes]):
+    """As `ReadChunk`, for a few KiB: travels with the short messages."""
+
+    chunk: bytes
+    offset: int
+    length: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    found: bool
+
+
+@message("chunk.drop-reference", reply=Dropped)
+@dataclass(frozen=True, slots=True)
+class DropReference(Request[Dropped]):
+    chunk: bytes
+    referrer: bytes
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class ListedReference:
+    referrer: bytes
+    replicas: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class ListedChunk:
+    chunk: bytes
+    length: int
+    references: tuple[ListedReference, ...]
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class ChunkPage:
+    chunks: tuple[ListedChunk, ...]
+    more: bool
+
+
+@message("chunk.list", reply=ChunkPage)
+@dataclass(frozen=True, slots=True)
+class ListChunks(Request[ChunkPage]):
+    """What the receiver holds of a partition, by ascending id. ``after`` empty: from the beginning."""
+
+    partition: int
+    after: bytes
+    limit: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Held:
+    held: tuple[bool, ...]
+
+
+@message("chunk.hold", reply=Held)
+@dataclass(frozen=True, slots=True)
+class HoldChunks(Request[Held]):
+    """Which of these chunks the receiver holds. Those it does gain the references given beside them."""
+
+    chunks: tuple[ListedChunk, ...]

@@ -1,0 +1,112 @@
+"""A node's answers in the chunk protocol: what it does with its chunk store for its peers.
+
+A write is taken only under the installed epoch. A listing (for a new replica that copies) first waits for the writes of earlier
+epochs that are still on their way to the disk, so that it shows everything that was, or will be, acknowledged under them. Owns only
+that count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import crc32c
+
+from cluster.chunks.messages import (
+    ChunkBytes,
+    ChunkPage,
+    Dropped,
+    DropReference,
+    Held,
+    HoldChunks,
+    ListChunks,
+    ListedChunk,
+    ListedReference,
+    PutChunk,
+    ReadChunk,
+    ReadSmall,
+)
+from cluster.chunks.store import ChunkStore, Reference
+from cluster.chunks.view import ChunkView
+from cluster.errors import Corrupt, StaleLayout
+from cluster.rpc.message import Buffer, Done
+from cluster.rpc.service import Answer, Handlers, IncomingCall
+
+LIST_LIMIT = 2000
+"""Chunks in one page of a listing: some 200 KiB."""
+
+
+class ChunkReplica:
+    def __init__(self, me: str, store: ChunkStore, view: ChunkView) -> None:
+        self._me = me
+        self._store = store
+        self._view = view
+        self._writing: Counter[int] = Counter()
+        self._written = asyncio.Event()
+
+    def register(self, handlers: Handlers) -> None:
+        handlers.register(PutChunk, self.put)
+        handlers.register(ReadChunk, self.read)
+        handlers.register(ReadSmall, self.read_small)
+        handlers.register(DropReference, self.drop_reference)
+        handlers.register(ListChunks, self.list_chunks)
+        handlers.register(HoldChunks, self.hold_chunks)
+
+    async def put(self, request: PutChunk, call: IncomingCall) -> Done:
+        if call.peer != self._me and crc32c.crc32c(call.payload) != request.crc:
+            raise Corrupt("the chunk was changed on its way to this node; send it again")
+        epoch = call.layout_version
+        if not self._view.check(epoch):
+            await self._view.agree(epoch, call.peer)
+        self._writing[epoch] += 1
+        try:
+            await self._store.put(request.chunk, call.payload, Reference(request.referrer, request.replicas))
+        finally:
+            self._writing[epoch] -= 1
+            if not self._writing[epoch]:
+                del self._writing[epoch]
+                self._written.set()
+        return Done()
+
+    async def read(self, request: ReadChunk, call: IncomingCall) -> tuple[ChunkBytes, Buffer]:
+        data = await self._store.read(request.chunk, request.offset, request.length)
+        return ChunkBytes(0 if call.peer == self._me else crc32c.crc32c(data)), data
+
+    def read_small(self, request: ReadSmall, call: IncomingCall) -> Answer[ChunkBytes]:
+        data = self._store.read_cached(request.chunk, request.offset, request.length)
+        if data is None:
+            return self.read(ReadChunk(request.chunk, request.offset, request.length), call)
+        return ChunkBytes(0 if call.peer == self._me else crc32c.crc32c(data)), data
+
+    async def drop_reference(self, request: DropReference, call: IncomingCall) -> Dropped:
+        return Dropped(await self._store.drop_reference(request.chunk, request.referrer))
+
+    async def list_chunks(self, request: ListChunks, call: IncomingCall) -> ChunkPage:
+        epoch = call.layout_version
+        if not self._view.check(epoch):
+            await self._view.agree(epoch, call.peer)
+        while any(earlier < epoch for earlier in self._writing):
+            self._written.clear()
+            await self._written.wait()
+        limit = min(max(1, request.limit), LIST_LIMIT)
+        entries = await self._store.list_partition(
+            request.partition, self._view.partition_bits, request.after or None, limit
+        )
+        if not self._view.check(epoch):
+            raise StaleLayout("the layout changed while a partition was listed", version=self._view.epoch)
+        listed = tuple(
+            ListedChunk(
+                entry.chunk, entry.length, tuple(ListedReference(r.referrer, r.replicas) for r in entry.references)
+            )
+            for entry in entries
+        )
+        return ChunkPage(listed, len(entries) == limit)
+
+    async def hold_chunks(self, request: HoldChunks, call: IncomingCall) -> Held:
+        held = await self._store.holds([listed.chunk for listed in request.chunks])
+        for index, listed in enumerate(request.chunks):
+            for reference in listed.references if held[index] else ():
+                held[index] &= await self._store.add_reference(
+                    listed.chunk, Reference(reference.referrer, reference.replicas)
+                )
+        return Held(tuple(held))

@@ -1,0 +1,56 @@
+"""Streams between nodes, as a door: asyncio's own Protocol/Transport pair, with who connects to whom passed in.
+
+The real one is TCP on the running loop. A simulated one may connect two protocols in memory, with delay and loss of connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+class Listener(Protocol):
+    """An open listening socket."""
+
+    @property
+    def port(self) -> int:
+        """The port it got (of interest when 0 was asked for)."""
+
+    async def close(self) -> None:
+        """Stop accepting; connections already made stay open."""
+
+
+class Network(Protocol):
+    """Makes and accepts byte streams."""
+
+    async def connect(self, factory: Callable[[], P], host: str, port: int) -> P:
+        """A connected protocol. Raises OSError when the peer can't be reached."""
+
+    async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
+        """Accept connections on ``host:port``. Raises OSError when the address can't be bound."""
+
+
+class TcpListener:
+    def __init__(self, server: asyncio.Server) -> None:
+        self._server = server
+
+    @property
+    def port(self) -> int:
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        self._server.close()
+
+
+class TcpNetwork:
+    """TCP with Nagle off (asyncio's default)."""
+
+    async def connect(self, factory: Callable[[], P], host: str, port: int) -> P:
+        _, protocol = await asyncio.get_running_loop().create_connection(factory, host, port)
+        return protocol
+
+    async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
+        return TcpListener(await asyncio.get_running_loop().create_server(factory, host, port, backlog=512))

@@ -1,0 +1,150 @@
+"""The first layout: nodes with ``bootstrap_expect = N`` wait for each other, then agree on layout 1.
+
+Each node pledges itself, durably and once, to the first state that it is asked to pledge to; a state takes effect only when *all* of
+its N members are pledged to it, so two overlapping sets of nodes can't both form a cluster. The node with the least name among
+those seen makes the proposal; whoever finds itself pledged carries that proposal on, so the death of the proposer only delays.
+Owns this node's pledge. Does nothing once a layout is installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+
+from cluster.doors.clock import Clock
+from cluster.errors import HoldfastError, Invalid
+from cluster.governance.installed import InstalledLayout
+from cluster.governance.messages import Install, Pledge, State
+from cluster.governance.state import CLUSTER_ID_BYTES, WRITE_ID_BYTES, LayoutState
+from cluster.layout.layout import LayoutNode
+from cluster.layout.planner import plan_layout
+from cluster.membership.member import Member
+from cluster.register.store import MetaWrite, RegisterStore
+from cluster.rpc.caller import Caller
+from cluster.rpc.service import Handlers, IncomingCall
+
+ROUND_S = 0.2
+"""Between looks at who is there."""
+
+CALL_DEADLINE_S = 2.0
+
+PLEDGE_META = "pledge"
+
+
+def layout_node(member: Member) -> LayoutNode:
+    """A member's place in a layout."""
+    return LayoutNode(member.name, member.zone or member.name, max(1, member.capacity), member.host, member.port)
+
+
+class Bootstrap:
+    def __init__(
+        self,
+        me: str,
+        expect: int,
+        replication_factor: int,
+        partition_bits: int,
+        caller: Caller,
+        store: RegisterStore,
+        installed: InstalledLayout,
+        members: Callable[[], Mapping[str, Member]],
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        self._me = me
+        self._expect = expect
+        self._replication_factor = replication_factor
+        self._partition_bits = partition_bits
+        self._caller = caller
+        self._store = store
+        self._installed = installed
+        self._members = members
+        self._clock = clock
+        self._rng = rng
+        self._pledge: LayoutState | None = None
+        self._turn = asyncio.Lock()
+        self.waiting_for = "peers"
+        """What the first layout waits for, in words for people."""
+
+    def register(self, handlers: Handlers) -> None:
+        handlers.register(Pledge, self._answer)
+
+    async def open(self) -> None:
+        packed = await self._store.meta(PLEDGE_META)
+        if packed is not None:
+            self._pledge = LayoutState.unpack(packed)
+
+    async def run(self) -> None:
+        """Until there is a layout."""
+        while self._installed.state is None:
+            proposal = self._pledge or self._propose()
+            if proposal is not None:
+                await self._carry_through(proposal)
+            if self._installed.state is None:
+                await self._clock.sleep(ROUND_S * (0.5 + self._rng.random()))
+        self.waiting_for = ""
+
+    def _propose(self) -> LayoutState | None:
+        """The first state, when it is this node's turn to propose it."""
+        if self._expect < 1:
+            self.waiting_for = "a cluster to join (no bootstrap_expect is set)"
+            return None
+        alive = {name: member for name, member in self._members().items() if member.usable}
+        if len(alive) < self._expect:
+            self.waiting_for = f"{self._expect - len(alive)} more of {self._expect} nodes to appear"
+            return None
+        if any(member.layout_version > 0 for member in alive.values()):
+            self.waiting_for = "the layout of the cluster that is already there"
+            return None
+        if min(alive) != self._me:
+            self.waiting_for = f"{min(alive)} to propose the first layout"
+            return None
+        chosen = sorted(alive)[: self._expect]
+        layout = plan_layout(
+            None,
+            [layout_node(alive[name]) for name in chosen],
+            replication_factor=self._replication_factor,
+            partition_bits=self._partition_bits,
+        )
+        return LayoutState(
+            cluster_id=self._rng.randbytes(CLUSTER_ID_BYTES),
+            epoch=1,
+            write_id=self._rng.randbytes(WRITE_ID_BYTES),
+            current=layout,
+            founders=tuple((name, alive[name].store) for name in chosen),
+        )
+
+    async def _carry_through(self, proposal: LayoutState) -> None:
+        """Ask all members to pledge; when all have, the state is in force."""
+        packed = proposal.pack()
+        missing: list[str] = []
+        for name in proposal.members:
+            try:
+                reply = await self._caller.call(name, Pledge(packed), deadline_s=CALL_DEADLINE_S)
+            except HoldfastError as error:
+                missing.append(f"{name} ({error.code})")
+                continue
+            if reply.message.state != packed:
+                other = LayoutState.unpack(reply.message.state)
+                missing.append(f"{name} (pledged to the cluster of {', '.join(other.members)})")
+        if missing:
+            self.waiting_for = f"pledges for the first layout from {', '.join(missing)}"
+            return
+        await self._installed.install(proposal)
+        for name in proposal.members:
+            try:
+                await self._caller.call(name, Install(packed), deadline_s=CALL_DEADLINE_S)
+            except HoldfastError:
+                continue  # it will find the state at its peers
+
+    async def _answer(self, request: Pledge, call: IncomingCall) -> State:
+        async with self._turn:
+            if self._installed.state is not None:
+                return State(self._installed.state.pack())
+            if self._pledge is None:
+                proposal = LayoutState.unpack(request.state)
+                if proposal.epoch != 1 or self._me not in dict(proposal.founders):
+                    raise Invalid("a pledge is asked for a first layout that this node is part of")
+                await asyncio.shield(self._store.commit([MetaWrite(PLEDGE_META, request.state)]))
+                self._pledge = proposal
+            return State(self._pledge.pack())

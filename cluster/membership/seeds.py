@@ -1,0 +1,70 @@
+"""Whom to ask at first: addresses from the configuration, tried until each has led to a living member.
+
+Pure: time and the living members come in. A seed that answered is bound to the name that answered, and is left alone for as
+long as that member seems alive; so a cluster that split, or whose nodes all moved, finds together by its seeds again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from cluster.membership.settings import MembershipSettings
+
+Address = tuple[str, int]
+
+SEEDS_AT_ONCE = 4
+"""Seeds tried in one go; the others follow in later goes."""
+
+
+@dataclass(slots=True)
+class _Seed:
+    due: float = 0.0
+    wait_s: float = 0.0
+    name: str | None = None
+    busy: bool = False
+
+
+class Seeds:
+    def __init__(self, addresses: Iterable[Address], settings: MembershipSettings) -> None:
+        self._settings = settings
+        self._seeds: dict[Address, _Seed] = {}
+        for address in addresses:
+            self.add(address)
+
+    def __contains__(self, address: Address) -> bool:
+        return address in self._seeds
+
+    def add(self, address: Address) -> None:
+        """One more address; nothing when it is known already."""
+        self._seeds.setdefault(address, _Seed())
+
+    def due(self, time: float, alive: Collection[str], *, alone: bool) -> list[Address]:
+        """The addresses to try now, at most `SEEDS_AT_ONCE`; each is to be `answered` or `failed` before it is due again.
+        ``alive``: names that seem to live, one's own included (a seed may be oneself); ``alone``: there is none but one's own."""
+        chosen: list[Address] = []
+        for address, seed in self._seeds.items():
+            if seed.busy or (seed.name is not None and seed.name in alive):
+                continue
+            if alone:
+                seed.due = min(seed.due, time + self._settings.seed_retry_alone_s)
+            if seed.due <= time:
+                seed.busy = True
+                chosen.append(address)
+                if len(chosen) == SEEDS_AT_ONCE:
+                    break
+        return chosen
+
+    def answered(self, address: Address, name: str, time: float) -> None:
+        """``name`` answered at ``address``."""
+        seed = self._seeds.get(address)
+        if seed is not None:
+            seed.busy, seed.name, seed.wait_s, seed.due = False, name, 0.0, time + self._settings.seed_retry_s
+
+    def failed(self, address: Address, time: float) -> None:
+        """Nobody answered at ``address``."""
+        seed = self._seeds.get(address)
+        if seed is not None:
+            seed.busy = False
+            seed.wait_s = min(max(self._settings.seed_retry_s, 2 * seed.wait_s), self._settings.seed_retry_limit_s)
+            seed.due = time + seed.wait_s

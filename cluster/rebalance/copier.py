@@ -1,0 +1,341 @@
+"""The copier: a node fetches what it is due.
+
+Two occasions, one job. A layout change makes it a new replica of partitions (standing FRESH): it copies their registers from a majority
+of the replicas in force, then their chunks, and the change is finished only when all nodes have. Or its store is empty, or was put
+back from an old copy (standing LEARNER): it relearns each partition's registers from so many of the *other* replicas that any
+quorum which once counted its vote has a member among them, their highest promise included; only then does it vote again; then
+it fetches the chunks it lacks.
+
+Invariants: a partition's standing becomes VOTER only after all that was copied is durable, and only in the epoch that the copying
+began in; sources answer only under that epoch, after which no earlier write can reach them any more. Owns the progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import crc32c
+from blake3 import blake3
+
+from cluster.chunks.messages import ListChunks, ListedChunk, ReadChunk
+from cluster.chunks.store import ChunkStore, Reference
+from cluster.doors.clock import Clock
+from cluster.doors.offload import Offload
+from cluster.errors import Corrupt, HoldfastError, NotReady, QuorumUnavailable, StaleLayout
+from cluster.governance.installed import InstalledLayout
+from cluster.governance.messages import FillProgress, GetFill
+from cluster.governance.state import LayoutState
+from cluster.register.acceptor import Acceptor
+from cluster.register.messages import Export
+from cluster.register.quorum import majority
+from cluster.register.store import FRESH, LEARNER, VOTER, MetaWrite, PartitionRecord, RegisterStore
+from cluster.register.view import META_PARTITION
+from cluster.rpc.caller import Caller
+from cluster.rpc.message import Buffer
+from cluster.rpc.service import Handlers, IncomingCall
+
+CALL_DEADLINE_S = 10.0
+"""For one page or one chunk."""
+
+PAGE = 500
+"""Registers or chunks asked for at once."""
+
+PARTITIONS_AT_ONCE = 4
+CHUNKS_AT_ONCE = 4
+"""Chunks of one partition under way at once; times `PARTITIONS_AT_ONCE` they bound the memory that copying takes."""
+
+RETRY_S = 0.5
+"""After a partition could not be copied; grows to `RETRY_LIMIT_S`."""
+
+RETRY_LIMIT_S = 5.0
+
+MOST_COPIES = 7
+"""The most replicas that a volume may ask for: nodes further down a preference list never hold a partition's chunks by right."""
+
+REFILL_META = "refill"
+"""Set while a store that lost its chunks fetches them again."""
+
+
+class Copier:
+    def __init__(
+        self,
+        me: str,
+        caller: Caller,
+        acceptor: Acceptor,
+        store: RegisterStore,
+        chunks: ChunkStore,
+        installed: InstalledLayout,
+        clock: Clock,
+        rng: random.Random,
+        offload: Offload,
+    ) -> None:
+        self._me = me
+        self._caller = caller
+        self._acceptor = acceptor
+        self._store = store
+        self._chunks = chunks
+        self._installed = installed
+        self._clock = clock
+        self._rng = rng
+        self._offload = offload
+        self._changed = asyncio.Event()
+        self._epoch = 0
+        self._due: set[int] = set()
+        self._done: set[int] = set()
+        self._refill: set[int] = set()
+        self.chunks_copied = 0
+        self.bytes_copied = 0
+        self.last_error = ""
+        installed.on_install(self._installed_anew)
+
+    def register(self, handlers: Handlers) -> None:
+        handlers.register(GetFill, self._answer)
+
+    @property
+    def queue_length(self) -> int:
+        """Partitions that are still to be copied."""
+        return len(self._due) - len(self._done) + len(self._refill) + len(self._with_standing(LEARNER))
+
+    def progress(self) -> FillProgress:
+        return FillProgress(
+            self._epoch, len(self._due), len(self._done), self.chunks_copied, self.bytes_copied, self.last_error
+        )
+
+    def look_again(self) -> None:
+        """A standing has changed otherwise than by a new layout."""
+        self._changed.set()
+
+    async def open(self) -> None:
+        """Go on with a refill that was under way."""
+        state = self._installed.state
+        if state is not None and await self._store.meta(REFILL_META):
+            self._refill = set(state.current.partitions_of(self._me))
+
+    async def run(self) -> None:
+        pause = RETRY_S
+        while True:
+            self._changed.clear()
+            if await self._round():
+                pause = RETRY_S
+                await self._changed.wait()
+                continue
+            await self._clock.sleep(pause * (0.5 + self._rng.random()))
+            pause = min(2 * pause, RETRY_LIMIT_S)
+
+    # What there is to do
+
+    def _installed_anew(self, state: LayoutState) -> None:
+        self._epoch = state.epoch
+        self._due = _due(state, self._me)
+        self._done = set()
+        self._changed.set()
+
+    def _with_standing(self, standing: str) -> list[int]:
+        return sorted(p for p, record in self._acceptor.standings().items() if record.standing == standing)
+
+    async def _round(self) -> bool:
+        """One go at everything; whether nothing is left."""
+        state = self._installed.state
+        if state is None:
+            return True
+        learning = self._with_standing(LEARNER)
+        if learning:
+            await asyncio.shield(self._store.commit([MetaWrite(REFILL_META, b"1")]))
+            self._refill = set(state.current.partitions_of(self._me))
+        registers = [*learning, *self._with_standing(FRESH)]
+        ok = await self._each(sorted(registers), state, self._copy_registers)
+        filled = [p for p in sorted(self._due - self._done) if p not in registers or self._votes(p)]
+        ok &= await self._each(filled, state, self._fill)
+        if self._refill and not self._with_standing(LEARNER):
+            ok &= await self._each(sorted(self._refill), state, self._refill_one)
+            if not self._refill:
+                await asyncio.shield(self._store.commit([MetaWrite(REFILL_META, b"")]))
+        if ok:
+            self.last_error = ""
+        return ok and self._epoch == state.epoch and not self._with_standing(LEARNER)
+
+    def _votes(self, partition: int) -> bool:
+        return self._acceptor.state(partition).standing == VOTER
+
+    async def _each(self, partitions: Sequence[int], state: LayoutState, work: object) -> bool:
+        """Do the work for each partition, some at once; whether all succeeded."""
+        assert callable(work)
+        gate = asyncio.Semaphore(PARTITIONS_AT_ONCE)
+        failures: list[HoldfastError] = []
+
+        async def one(partition: int) -> None:
+            async with gate:
+                if failures and isinstance(failures[-1], StaleLayout):
+                    return
+                try:
+                    await work(partition, state)
+                except HoldfastError as error:
+                    failures.append(error)
+                    self.last_error = error.message
+
+        async with asyncio.TaskGroup() as group:
+            for partition in partitions:
+                group.create_task(one(partition))
+        return not failures
+
+    # Registers
+
+    async def _copy_registers(self, partition: int, state: LayoutState) -> None:
+        group = (
+            tuple(node.name for node in state.current.nodes)
+            if partition == META_PARTITION
+            else state.current.replicas(partition)
+        )
+        others = [name for name in group if name != self._me]
+        needed = _sources_needed(group, self._me)
+        before = self._acceptor.state(partition)
+        copied = 0
+        trouble: dict[str, str] = {}
+        for name in sorted(others, key=lambda n: not self._installed.is_alive(n)):
+            try:
+                await self._copy_from(name, partition)
+            except HoldfastError as error:
+                trouble[name] = error.code
+                continue
+            copied += 1
+            if copied >= needed:
+                break
+        if copied < needed:
+            why = ", ".join(f"{name}: {code}" for name, code in trouble.items())
+            raise QuorumUnavailable(
+                f"partition {partition} can be learned only from {needed} of {', '.join(others) or 'no others'} ({why})"
+            )
+        if self._epoch != state.epoch or self._acceptor.state(partition).standing != before.standing:
+            raise StaleLayout("the layout changed while a partition was copied", version=self._epoch)
+        await self._acceptor.set_standings({partition: PartitionRecord(standing=VOTER, tenure=before.tenure)})
+
+    async def _copy_from(self, name: str, partition: int) -> None:
+        """Everything that one replica holds in a partition."""
+        request = Export(partition, False, "", b"", b"", PAGE)
+        while True:
+            reply = await self._caller.call(name, request, deadline_s=CALL_DEADLINE_S)
+            page = reply.message
+            records = [(entry.key, entry.record) for entry in page.entries]
+            await self._acceptor.import_records(partition, records, page.promised)
+            if not page.more:
+                return
+            last = records[-1][0]
+            request = Export(partition, True, last.table, last.partition, last.sort, PAGE)
+
+    # Chunks
+
+    async def _fill(self, partition: int, state: LayoutState) -> None:
+        if partition != META_PARTITION:
+            await self._copy_chunks(partition, state)
+        if self._epoch != state.epoch:
+            raise StaleLayout("the layout changed while a partition was copied", version=self._epoch)
+        self._done.add(partition)
+
+    async def _refill_one(self, partition: int, state: LayoutState) -> None:
+        await self._copy_chunks(partition, state)
+        self._refill.discard(partition)
+
+    async def _copy_chunks(self, partition: int, state: LayoutState) -> None:
+        """Fetch what the replicas in force hold and this node should."""
+        layout = state.current
+        group = layout.replicas(partition)
+        others = [name for name in group if name != self._me]
+        needed = min(len(others), _sources_needed(group, self._me))
+        listed = 0
+        trouble: dict[str, str] = {}
+        for name in layout.placement(partition, MOST_COPIES):
+            if name == self._me or (name not in group and not self._installed.is_alive(name)):
+                continue
+            try:
+                await self._copy_chunks_from(name, partition, state)
+            except HoldfastError as error:
+                trouble[name] = error.code
+                continue
+            listed += name in group
+        if listed < needed:
+            why = ", ".join(f"{name}: {code}" for name, code in trouble.items())
+            raise QuorumUnavailable(
+                f"the chunks of partition {partition} are known only by {needed} of {', '.join(others)} ({why})"
+            )
+
+    async def _copy_chunks_from(self, name: str, partition: int, state: LayoutState) -> None:
+        after, more = b"", True
+        gate = asyncio.Semaphore(CHUNKS_AT_ONCE)
+        while more:
+            reply = await self._caller.call(name, ListChunks(partition, after, PAGE), deadline_s=CALL_DEADLINE_S)
+            page, more = reply.message.chunks, reply.message.more
+            mine = [listed for listed in page if self._is_due(listed, partition, state)]
+            held = await self._chunks.holds([listed.chunk for listed in mine])
+            async with asyncio.TaskGroup() as group:
+                failures: list[HoldfastError] = []
+                for listed, here in zip(mine, held, strict=True):
+                    group.create_task(self._copy_chunk(name, listed, here, gate, failures))
+            if failures:
+                raise failures[0]
+            after = page[-1].chunk if page else b""
+
+    def _is_due(self, listed: ListedChunk, partition: int, state: LayoutState) -> bool:
+        """Whether a chunk with these references belongs here in either layout."""
+        copies = max((reference.replicas for reference in listed.references), default=0)
+        return any(self._me in layout.placement(partition, copies) for layout in state.layouts())
+
+    async def _copy_chunk(
+        self, name: str, listed: ListedChunk, here: bool, gate: asyncio.Semaphore, failures: list[HoldfastError]
+    ) -> None:
+        async with gate:
+            if failures:
+                return
+            try:
+                references = [Reference(r.referrer, r.replicas) for r in listed.references]
+                if not here and references:
+                    payload = await self._fetch(name, listed)
+                    await self._chunks.put(listed.chunk, payload, references.pop())
+                    self.chunks_copied += 1
+                    self.bytes_copied += len(payload)
+                for reference in references:
+                    await self._chunks.add_reference(listed.chunk, reference)
+            except HoldfastError as error:
+                failures.append(error)
+
+    async def _fetch(self, name: str, listed: ListedChunk) -> bytes:
+        request = ReadChunk(listed.chunk, 0, listed.length)
+        reply = await self._caller.call(name, request, deadline_s=CALL_DEADLINE_S)
+        payload = reply.payload
+        if crc32c.crc32c(payload) != reply.message.crc or await self._offload.run(_digest, payload) != listed.chunk:
+            raise Corrupt(f"{name} sent other bytes than those of chunk {listed.chunk.hex()[:16]}")
+        return bytes(payload)
+
+    def _answer(self, request: GetFill, call: IncomingCall) -> FillProgress:
+        if self._installed.state is None:
+            raise NotReady("this node has no layout yet")
+        return self.progress()
+
+
+def _digest(payload: Buffer) -> bytes:
+    return blake3(payload).digest()
+
+
+def _sources_needed(group: Sequence[str], me: str) -> int:
+    """From how many others in a group one must copy to have met every quorum: a majority; or, for a member of the group that
+    has forgotten, so many that any quorum which once counted its vote has a source among its other members."""
+    return len(group) - majority(len(group)) + 1 if me in group else majority(len(group))
+
+
+def _due(state: LayoutState, me: str) -> set[int]:
+    """The partitions that a layout change under way makes this node copy: as a replica of their registers, or because it moves
+    up their preference list and volumes with more copies may reach it."""
+    current, coming = state.current, state.next
+    if coming is None or coming.node(me) is None:
+        return set()
+    due = set(coming.partitions_of(me)) - set(current.partitions_of(me))
+    for partition in range(coming.partitions):
+        then = coming.placement(partition, MOST_COPIES)
+        if me in then:
+            now = current.placement(partition, MOST_COPIES)
+            if me not in now or then.index(me) < now.index(me):
+                due.add(partition)
+    if current.node(me) is None:
+        due.add(META_PARTITION)
+    return due

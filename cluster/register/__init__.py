@@ -1,0 +1,1 @@
+"""Registers: small replicated records, read and written linearizably (CASPaxos with one ballot per partition)."""

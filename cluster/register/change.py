@@ -1,0 +1,67 @@
+"""What an update does to a register's value: conditions and new values as plain data, since a function can't travel. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from cluster.register.ballot import Version
+from cluster.register.record import Record
+
+ANY = "any"
+"""No condition."""
+
+ABSENT_ONLY = "absent"
+"""The register must not exist, and must not have been written since its absence was seen at the expected version. The version
+matters: a late copy of a creation, arriving after the register was created and deleted again, would otherwise create it twice."""
+
+MATCH = "match"
+"""The register's value must have the expected digest."""
+
+SETTLE = "settle"
+"""Write nothing new: only make sure that what is there is decided."""
+
+DIGEST_BYTES = 16
+
+
+def digest_of(value: bytes) -> bytes:
+    """What stands for a value in a condition: 16 bytes of its BLAKE3."""
+    return blake3(value).digest(length=DIGEST_BYTES)
+
+
+def token_of(version: Version) -> bytes:
+    """What stands for a version in a condition."""
+    return f"{version.round}/{version.seq}/{version.proposer}".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """``value`` None deletes. ``expected`` is the value's digest with `MATCH`, the version's token with `ABSENT_ONLY`."""
+
+    mode: str
+    value: bytes | None = None
+    expected: bytes = b""
+
+    def allows(self, current: Record) -> bool:
+        """Whether the condition holds. `SETTLE` never asks for a write."""
+        if self.mode == MATCH:
+            return current.value is not None and digest_of(current.value) == self.expected
+        if self.mode == ABSENT_ONLY:
+            return current.value is None and token_of(current.version) == self.expected
+        return self.mode == ANY
+
+    @property
+    def once(self) -> bool:
+        """Whether a value seen in the register tells by itself who wrote it (conditional writers embed a unique id)."""
+        return self.mode in {MATCH, ABSENT_ONLY}
+
+
+def replacement(expected: bytes, value: bytes | None) -> Change:
+    """The change that replaces exactly ``expected`` by ``value`` (None: delete)."""
+    return Change(MATCH, value, digest_of(expected))
+
+
+def creation(absent_at: Version, value: bytes | None) -> Change:
+    """The change that creates a register that was seen to be absent at a version."""
+    return Change(ABSENT_ONLY, value, token_of(absent_at))

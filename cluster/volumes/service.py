@@ -1,0 +1,472 @@
+"""Everything users can do to volumes, for one gateway: create, show, list, resize, delete, open, replace, write a range.
+
+Each change prepares everything it needs (chunks, then pages) and then swings the head by compare-and-set from a version to the next. When
+somebody else swung it first, the change is made again on what they left, if its condition still allows: nothing is locked, and nobody
+waits for anybody. Until the swing nothing is visible; a change that fails before leaves what it stored to `reclaim`.
+
+Errors: Invalid, NotFound, Conflict (a condition), QuorumUnavailable (nothing was changed), OutcomeUnknown, NoSpace, Corrupt, Busy.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from cluster.doors.clock import Clock
+from cluster.errors import Busy, Conflict, HoldfastError, Invalid, NotFound, QuorumUnavailable
+from cluster.volumes.byte_budget import ByteBudget
+from cluster.volumes.content import OpenVolume
+from cluster.volumes.head import Head, RetiredRoot, retired_bytes
+from cluster.volumes.head_store import HeadStore, Version
+from cluster.volumes.listing import LIST_LIMIT, list_volumes
+from cluster.volumes.names import (
+    DEFAULT_CHUNK_BYTES,
+    DEFAULT_DURABILITY,
+    DEFAULT_REPLICAS,
+    MAX_CHUNK_BYTES,
+    MAX_VOLUME_BYTES,
+    check_chunk_size,
+    check_durability,
+    check_name,
+    check_prefix,
+    check_replicas,
+    check_size,
+)
+from cluster.volumes.page import LEAF_EXTENTS
+from cluster.volumes.page_store import PageCache, PageStore
+from cluster.volumes.ports import Chunks, Registers
+from cluster.volumes.reclaim import RETIRED_GRACE_S, JobStatus, Reclaimer
+from cluster.volumes.reference import new_write_id
+from cluster.volumes.volume import UNCONDITIONAL, Condition, Volume, VolumePage
+from cluster.volumes.volume_map import EMPTY_ROOT, Geometry, Root, lifted, stored_root
+from cluster.volumes.writer import WRITE_WINDOW
+from cluster.volumes.writing import Stores, Unfinished, Writing
+
+__all__ = ["Condition", "OpenVolume", "Volume", "VolumePage", "VolumeService", "VolumeSettings"]
+
+VOLUME_ID_BYTES = 16
+
+SWING_TRIES = 64
+"""Lost compare-and-sets before a change gives up with Busy. Each loss means that somebody else's change was made."""
+
+RETIRED_LIMIT = 64
+RETIRED_LIMIT_BYTES = 16 << 10
+"""Retired roots in a head, by number and by size: more than so many make a write reclaim the oldest half first. Heads are read by every
+request and stay small by this."""
+
+RETIRED_EXCESS = 2
+"""A write that can't make room goes on until the limits are exceeded so many times, then it is refused with Busy."""
+
+OPEN_CACHE_ENTRIES = 1024
+"""Opened versions kept for the next reader of the same version (small: the root's page decoded)."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSettings:
+    """What a daemon may tune. Bytes and seconds."""
+
+    write_budget: int = 64 << 20
+    """Of all requests' bodies on their way into chunks."""
+    read_budget: int = 64 << 20
+    """Of all requests' read-ahead; the first piece of each is not counted."""
+    write_window: int = WRITE_WINDOW
+    retired_grace_s: float = RETIRED_GRACE_S
+    leaf_extents: int = LEAF_EXTENTS
+    """Part of the format: all daemons of a cluster must agree. Tests choose small ones for deep maps."""
+
+
+class VolumeService:
+    """`run` does the background work; everything else may be called while it runs, by any number of tasks."""
+
+    def __init__(
+        self,
+        registers: Registers,
+        chunks: Chunks,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        node_count: Callable[[], int],
+        settings: VolumeSettings | None = None,
+    ) -> None:
+        self.settings = settings or VolumeSettings()
+        assert min(self.settings.write_budget, self.settings.read_budget) >= MAX_CHUNK_BYTES
+        self.write_budget = ByteBudget(self.settings.write_budget)
+        self.read_budget = ByteBudget(self.settings.read_budget)
+        self._chunks = chunks
+        self._clock = clock
+        self._rng = rng
+        self._node_count = node_count
+        self._heads = HeadStore(registers, rng)
+        self._cache = PageCache(chunks)
+        self._opened: OrderedDict[str, tuple[bytes, OpenVolume]] = OrderedDict()
+        self.reclaimer = Reclaimer(
+            self._heads,
+            self._cache,
+            clock,
+            rng,
+            grace_s=self.settings.retired_grace_s,
+            leaf_extents=self.settings.leaf_extents,
+        )
+        self._stores = Stores(
+            chunks,
+            self._cache,
+            self.reclaimer,
+            self.write_budget,
+            self.settings.leaf_extents,
+            self.settings.write_window,
+        )
+
+    async def run(self) -> None:
+        """Background work until cancelled."""
+        await self.reclaimer.run()
+
+    def jobs(self) -> list[JobStatus]:
+        return [self.reclaimer.status()]
+
+    # --- looking ---
+
+    async def show(self, name: str) -> Volume:
+        """The newest version. Raises NotFound."""
+        return (await self._live(check_name(name)))[1].volume()
+
+    async def list(self, *, prefix: str = "", after: str = "", limit: int = LIST_LIMIT) -> VolumePage:
+        """Volumes in the order of their names, those after ``after`` (a name, or the beginning of one)."""
+        if not 1 <= limit <= LIST_LIMIT:
+            raise Invalid(f"A page has 1 to {LIST_LIMIT} volumes.", field="limit")
+        return await list_volumes(self._heads, check_prefix(prefix), check_prefix(after, "after"), limit)
+
+    async def open(self, name: str) -> OpenVolume:
+        """The newest version, pinned. Raises NotFound."""
+        if name not in self._opened:
+            check_name(name)
+        version = await self._heads.read(name)
+        raw = version.raw
+        cached = self._opened.get(name)
+        if cached is not None and cached[0] is raw:
+            return cached[1]
+        head = version.live
+        if head is None or raw is None:
+            raise self._not_found(name)
+        if head.retired:
+            self.reclaimer.notice(head)
+        span = self._geometry(head).root_span(head.size)
+        opened = OpenVolume(
+            head.volume(),
+            head.root.node(span),
+            span,
+            self._chunks,
+            PageStore(self._cache, head.replicas),
+            self.read_budget,
+        )
+        self._opened[name] = (raw, opened)
+        self._opened.move_to_end(name)
+        if len(self._opened) > OPEN_CACHE_ENTRIES:
+            self._opened.popitem(last=False)
+        return opened
+
+    # --- changing ---
+
+    async def create(
+        self,
+        name: str,
+        size: int,
+        *,
+        chunk_size: int = DEFAULT_CHUNK_BYTES,
+        replicas: int = DEFAULT_REPLICAS,
+        durability: str = DEFAULT_DURABILITY,
+    ) -> Volume:
+        """A new volume that is one hole. Raises Conflict (``exists`` in the details) when there is one of that name."""
+        check_name(name)
+        check_size(size)
+        self._check_shape(chunk_size, replicas, durability)
+        write = new_write_id(name, self._rng)
+
+        async def created(version: Version) -> Head:
+            if version.live is not None:
+                raise Conflict(f"The volume {name!r} exists already.", exists=True, etag=version.live.volume().etag)
+            return self._new_head(name, size, chunk_size, replicas, durability, write, EMPTY_ROOT, version)
+
+        return (await self._change(name, await self._heads.read(name), created)).volume()
+
+    async def resize(self, name: str, size: int, condition: Condition = UNCONDITIONAL) -> Volume:
+        """Let the volume end at ``size`` >= its present size; what is new reads as zeroes. Raises NotFound, Conflict, Invalid."""
+        check_name(name)
+        check_size(size)
+        version, head = await self._live(name)
+        write = new_write_id(name, self._rng)
+        unfinished = Unfinished(self.reclaimer, self._cache, head.replicas, head.chunk_size, write)
+
+        async def resized(version: Version) -> Head:
+            head = self._still(version, name)
+            condition.check(head.volume())
+            if size < head.size:
+                raise Invalid(
+                    f"The volume {name!r} has {head.size} bytes and can't shrink to {size}: "
+                    "create a smaller one and copy what you need, or replace the whole content.",
+                    field="size",
+                    size=head.size,
+                )
+            root = await self._root_of_size(head, size, unfinished)
+            now = self._clock.wall()
+            return replace(head, write=write, generation=head.generation + 1, size=size, root=root, modified_at=now)
+
+        condition.check(head.volume())
+        if size == head.size:
+            return head.volume()
+        return (await self._change(name, version, resized, unfinished)).volume()
+
+    async def delete(self, name: str, condition: Condition = UNCONDITIONAL) -> None:
+        """Remove the volume. Those who read it go on for the grace period. Raises NotFound, Conflict."""
+        check_name(name)
+        version, _ = await self._live(name)
+        write = new_write_id(name, self._rng)
+
+        async def deleted(version: Version) -> Head | None:
+            head = self._still(version, name)
+            condition.check(head.volume())
+            retired = head.retired_with_root(self._clock.wall())
+            if not retired:
+                return None
+            return replace(head, write=write, live=False, root=EMPTY_ROOT, retired=retired)
+
+        await self._change(name, version, deleted)
+
+    async def replace(
+        self,
+        name: str,
+        body: AsyncIterator[bytes],
+        length: int | None,
+        condition: Condition = UNCONDITIONAL,
+        *,
+        chunk_size: int | None = None,
+        replicas: int | None = None,
+        durability: str | None = None,
+    ) -> tuple[Volume, bool]:
+        """Make content and size exactly the body; a volume that is absent is created, with the given shape or the defaults.
+
+        ``length``: of the body in bytes, None when it is not known before it ends. Returns the new version and whether it was created. An
+        existing volume keeps its id and shape, and the shape given is not looked at. Raises Invalid (also for a body shorter or longer than
+        announced), Conflict, QuorumUnavailable, NoSpace, OutcomeUnknown, and what the body raises; except after OutcomeUnknown nothing
+        was changed."""
+        check_name(name)
+        if length is not None:
+            check_size(length, "length")
+        version = await self._heads.read(name)
+        condition.check(volume_of(version))
+        shape = version.live
+        if shape is None:
+            shape = self._new_head(
+                name,
+                0,
+                DEFAULT_CHUNK_BYTES if chunk_size is None else chunk_size,
+                DEFAULT_REPLICAS if replicas is None else replicas,
+                DEFAULT_DURABILITY if durability is None else durability,
+                b"",
+                EMPTY_ROOT,
+                version,
+            )
+            self._check_shape(shape.chunk_size, shape.replicas, shape.durability)
+        write = new_write_id(name, self._rng)
+        writing = Writing(self._stores, shape, write)
+        with writing.unfinished.guarded():
+            size = await writing.store(body, length, MAX_VOLUME_BYTES)
+            root = await writing.whole_root()
+
+        async def replaced(version: Version) -> Head:
+            condition.check(volume_of(version))
+            head = version.live
+            if head is None:
+                return self._new_head(
+                    name, size, shape.chunk_size, shape.replicas, shape.durability, write, root, version
+                )
+            check_same_shape(head, shape)
+            return self._following(head, size, root, write)
+
+        head = await self._change(name, version, replaced, writing.unfinished)
+        return head.volume(), head.generation == 1
+
+    async def write_range(
+        self,
+        name: str,
+        offset: int,
+        body: AsyncIterator[bytes],
+        length: int | None,
+        condition: Condition = UNCONDITIONAL,
+    ) -> Volume:
+        """Make the bytes from ``offset`` the body; the rest stays what it is, also what others write there meanwhile.
+
+        Raises NotFound, Invalid (also when the range leaves the volume), Conflict, and the rest as `replace` does."""
+        check_name(name)
+        check_size(offset, "offset")
+        if length is not None:
+            check_size(length, "length")
+        version, shape = await self._live(name)
+        condition.check(shape.volume())
+        check_inside(shape, offset, length or 0)
+        write = new_write_id(name, self._rng)
+        writing = Writing(self._stores, shape, write, offset)
+        with writing.unfinished.guarded():
+            stored_length = await writing.store(body, length, shape.size - offset)
+
+        async def written(version: Version) -> Head:
+            head = self._still(version, name)
+            condition.check(head.volume())
+            check_same_shape(head, shape)
+            check_inside(head, offset, stored_length)
+            return self._following(head, head.size, await writing.root_over(head), write)
+
+        if not stored_length:
+            return shape.volume()
+        return (await self._change(name, version, written, writing.unfinished)).volume()
+
+    # --- parts of the above ---
+
+    async def _live(self, name: str) -> tuple[Version, Head]:
+        version = await self._heads.read(name)
+        return version, self._still(version, name)
+
+    def _still(self, version: Version, name: str) -> Head:
+        if version.live is None:
+            raise self._not_found(name)
+        return version.live
+
+    @staticmethod
+    def _not_found(name: str) -> NotFound:
+        return NotFound(f"There is no volume {name!r}.", volume=name)
+
+    def _geometry(self, head: Head) -> Geometry:
+        return Geometry(head.chunk_size, self.settings.leaf_extents)
+
+    def _check_shape(self, chunk_size: int, replicas: int, durability: str) -> None:
+        check_chunk_size(chunk_size)
+        check_replicas(replicas, self._node_count())
+        check_durability(durability)
+
+    def _new_head(
+        self,
+        name: str,
+        size: int,
+        chunk_size: int,
+        replicas: int,
+        durability: str,
+        write: bytes,
+        root: Root,
+        version: Version,
+    ) -> Head:
+        """A volume's first head, over a deleted one whose roots are not yet given back or over nothing."""
+        now = self._clock.wall()
+        retired = () if version.head is None else version.head.retired
+        volume_id = self._rng.randbytes(VOLUME_ID_BYTES)
+        return Head(
+            b"", write, volume_id, True, 1, name, size, chunk_size, replicas, durability, root, now, now, retired
+        )
+
+    def _following(self, head: Head, size: int, root: Root, write: bytes) -> Head:
+        """The head after a change of content."""
+        now = self._clock.wall()
+        return replace(
+            head,
+            write=write,
+            generation=head.generation + 1,
+            size=size,
+            root=root,
+            modified_at=now,
+            retired=head.retired_with_root(now),
+        )
+
+    async def _change(
+        self,
+        name: str,
+        version: Version,
+        decide: Callable[[Version], Awaitable[Head | None]],
+        unfinished: Unfinished | None = None,
+    ) -> Head:
+        """Swing to what ``decide`` makes of the newest version, until nobody comes between. Returns the last head decided
+        on (the one that was there when it was removed). ``unfinished``: what the change has stored for it."""
+        doubt = Unfinished(self.reclaimer, self._cache) if unfinished is None else unfinished
+        with doubt.guarded():
+            for _ in range(SWING_TRIES):
+                head = await decide(version)
+                if head is not None:
+                    head = await self._with_room(head)
+                doubt.in_doubt = True
+                try:
+                    swing = await self._heads.swing(name, version, head)
+                except QuorumUnavailable:
+                    doubt.in_doubt = False
+                    raise
+                doubt.in_doubt = swing.applied
+                if swing.applied:
+                    doubt.succeeded()
+                    return self._swung(version, head)
+                version = swing.current
+            raise too_contended(name)
+
+    def _swung(self, version: Version, head: Head | None) -> Head:
+        if head is None:
+            assert version.head is not None
+            return version.head
+        self.reclaimer.notice(head)
+        return head
+
+    async def _with_room(self, head: Head) -> Head:
+        """``head`` with so few retired roots as may be: the oldest are reclaimed at once when there are too many."""
+        if not too_many(head.retired, 1):
+            return head
+        try:
+            # The newest entry is the version that readers are most likely at: it is never among them.
+            done = await self.reclaimer.make_room(head, max(1, len(head.retired) // 2))
+        except HoldfastError:
+            done = 0
+        head = replace(head, retired=head.retired[done:])
+        if too_many(head.retired, RETIRED_EXCESS):
+            raise Busy(
+                f"The volume {head.name!r} is overwritten faster than its old versions can be given back; try again soon.",
+                retry_after_s=2,
+            )
+        return head
+
+    async def _root_of_size(self, head: Head, size: int, unfinished: Unfinished) -> Root:
+        """The root of the same map in a volume of ``size``, which is not smaller."""
+        geometry = self._geometry(head)
+        span, wanted = geometry.root_span(head.size), geometry.root_span(size)
+        node = head.root.node(span)
+        grown = lifted(node, span, wanted)
+        return head.root if grown is node else await stored_root(grown, wanted, unfinished.attempt())
+
+
+def volume_of(version: Version) -> Volume | None:
+    return None if version.live is None else version.live.volume()
+
+
+def check_inside(head: Head, offset: int, length: int) -> None:
+    if offset + length > head.size:
+        raise Invalid(
+            f"Bytes {offset} to {offset + length} are not all inside the volume {head.name!r} of {head.size} bytes: resize it first.",
+            field="range",
+            size=head.size,
+        )
+
+
+def check_same_shape(head: Head, shape: Head) -> None:
+    """The body was cut and stored for ``shape``; another volume of that name came between."""
+    if head.chunk_size != shape.chunk_size or head.replicas != shape.replicas:
+        raise Conflict(
+            f"The volume {head.name!r} was created anew with another shape while this write was under way; nothing was changed. "
+            "Repeat it if it is still wanted.",
+            condition="shape",
+            etag=head.volume().etag,
+        )
+
+
+def too_many(retired: tuple[RetiredRoot, ...], times: int) -> bool:
+    return len(retired) > times * RETIRED_LIMIT or retired_bytes(retired) > times * RETIRED_LIMIT_BYTES
+
+
+def too_contended(name: str) -> Busy:
+    return Busy(
+        f"The volume {name!r} is being changed by too many others at once; nothing was changed, try again.",
+        retry_after_s=1,
+    )

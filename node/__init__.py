@@ -1,0 +1,1 @@
+"""One daemon on one disk."""

@@ -1,0 +1,74 @@
+"""Who may talk to the API: a Bearer token compared in constant time, and the rule about where to listen without one.
+
+The token is a secret: it is kept as its digest here and never appears in a message, a log or a repr.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+
+from cluster.errors import Invalid, Unauthorized
+
+_SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+
+
+class BearerToken:
+    """The configured token, as something to check a header against."""
+
+    __slots__ = ("_digest",)
+
+    def __init__(self, token: str) -> None:
+        if not token or not token.isascii() or any(character <= " " or character == "\x7f" for character in token):
+            raise Invalid("api_token must be visible ASCII without spaces", field="api_token")
+        self._digest = hashlib.sha256(token.encode()).digest()
+
+    def check(self, authorization: str | None) -> None:
+        """Return when an Authorization header carries the token; raises Unauthorized saying what is missing."""
+        if authorization is None:
+            raise Unauthorized("This API needs a token: send the header `Authorization: Bearer TOKEN`")
+        scheme, _, credentials = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthorized("This API takes `Authorization: Bearer TOKEN`, no other scheme")
+        # Digests have one length, so that the comparison tells nothing about the token's own.
+        offered = hashlib.sha256(credentials.strip(" ").encode("utf-8", "surrogateescape")).digest()
+        if not hmac.compare_digest(offered, self._digest):
+            raise Unauthorized("The Bearer token is not this cluster's api_token")
+
+
+def check_not_cross_site(method: str, fetch_site: str | None) -> None:
+    """Refuse a change that a web page of another site asks a browser for.
+
+    A node without a token on loopback trusts whoever is on the machine; that must not include every page open in its browser.
+    Browsers say where a request comes from in Sec-Fetch-Site; other clients don't send it. Raises Unauthorized.
+    """
+    if fetch_site is not None and method not in _SAFE_METHODS and fetch_site.lower() not in ("same-origin", "none"):
+        raise Unauthorized("Changes asked for by a web page of another site are refused")
+
+
+def check_listen_address(host: str, *, has_token: bool, allow_anonymous: bool) -> None:
+    """The rule for configuration: beyond loopback the API needs a token, or a plain statement that it needs none.
+
+    `host` is an address or a name; a name other than ``localhost`` counts as beyond loopback, as do the empty host and wildcards.
+    Raises Invalid (field ``api_host``).
+    """
+    if has_token or allow_anonymous or is_loopback(host):
+        return
+    raise Invalid(
+        f"The API would listen on {host or 'every address'} without a token, so anybody who reaches it could read and delete all data. "
+        "Set api_token, or listen on 127.0.0.1, or set allow_anonymous = true if the network is trusted.",
+        field="api_host",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

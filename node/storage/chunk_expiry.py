@@ -1,0 +1,48 @@
+"""The job that gives space back: deletes chunks whose grace period is over, then unlinks log files that nothing needs.
+
+One bounded unit of work per `run_once`; who runs it decides how often.
+"""
+
+from __future__ import annotations
+
+from cluster.errors import HoldfastError
+from node.storage.chunk_store import LogChunkStore
+
+EXPIRY_BATCH = 1024
+"""Chunks deleted per unit of work: one or two group commits."""
+
+
+class ChunkExpiry:
+    """`queue_length`: chunks that wait for their grace period to end. `waiting_for`: why nothing is done now, None while there is more."""
+
+    name = "chunk-expiry"
+
+    def __init__(self, store: LogChunkStore) -> None:
+        self._store = store
+        self.queue_length = 0
+        self.last_error: str | None = None
+        self.waiting_for: str | None = None
+        self.deleted = 0
+        self.unlinked = 0
+
+    async def run_once(self) -> bool:
+        """One unit of work; whether there is more to do at once. Errors are kept in `last_error`, not raised."""
+        try:
+            looked_at = await self._store.expire(EXPIRY_BATCH)
+            self.deleted += looked_at
+            more = looked_at == EXPIRY_BATCH
+            if not more:
+                self.unlinked += await self._store.unlink_dead_files()
+            self.queue_length = await self._store.freed_count()
+        except HoldfastError as error:
+            self.last_error = error.message
+            self.waiting_for = "the chunk store to work again"
+            return False
+        self.last_error = None
+        if more:
+            self.waiting_for = None
+        elif self.queue_length:
+            self.waiting_for = "the grace period of chunks without references"
+        else:
+            self.waiting_for = "chunks without references"
+        return more

@@ -1,0 +1,271 @@
+"""What can be asked of the store's writer, and how a batch of it becomes records.
+
+`Batch` is the critical section: it takes operations in order, decides each on the state left by the ones before it, and collects
+the records to append and the effects they will have (`Change`). It does no I/O and changes nothing outside itself, so it can
+be thrown away and made again without the puts when the disk turns out to be full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from cluster.errors import NoSpace
+from cluster.rpc.message import Buffer
+from node.storage.chunk_index import Damage
+from node.storage.chunk_reading import Position
+from node.storage.chunk_record import (
+    DAMAGED,
+    Kind,
+    checksum_table,
+    pack_header,
+    payload_start,
+    put_size,
+)
+from node.storage.chunk_state import REFERENCED, Change, ChunkState
+
+JOIN_LIMIT = 16 * 1024
+"""Payloads up to this are copied next to their header: cheaper than two more buffers in the system call."""
+
+_PADDING = [bytes(count) for count in range(8)]
+
+
+class Operation:
+    """One request to the writer; `future` belongs to the event loop, `outcome` is filled in by the writer."""
+
+    __slots__ = ("chunk", "future", "moved", "outcome", "position")
+
+    def __init__(self, chunk: bytes, future: asyncio.Future[Any]) -> None:
+        self.chunk = chunk
+        self.future = future
+        self.outcome: Any = None
+        """The answer; an exception is raised to the caller."""
+        self.position: Position | None = None
+        """Where the chunk is now, for the loop's cache."""
+        self.moved = False
+        """Whether what the loop's cache knows of the chunk is void."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in the log, at most."""
+        return 128
+
+    def decide(self, batch: Batch) -> None:
+        """Set `outcome` and add the records it takes."""
+        raise NotImplementedError
+
+
+class Put(Operation):
+    """Keep a payload. The outcome is None, or the ChunkState of a copy that is there and must be verified before asking again."""
+
+    __slots__ = ("checked", "fault", "payload", "referrer", "replicas")
+
+    def __init__(
+        self,
+        chunk: bytes,
+        future: asyncio.Future[Any],
+        payload: Buffer,
+        referrer: bytes,
+        replicas: int,
+        checked: tuple[int, int] | None = None,
+        fault: str | None = None,
+    ) -> None:
+        super().__init__(chunk, future)
+        self.payload = payload
+        self.referrer = referrer
+        self.replicas = replicas
+        self.checked = checked
+        """File and offset of the copy whose bytes were looked at."""
+        self.fault = fault
+        """What was wrong with them, None if nothing."""
+
+    @property
+    def size(self) -> int:
+        return put_size(len(self.payload))
+
+    def decide(self, batch: Batch) -> None:
+        state = batch.change.get(self.chunk)
+        if state is None:
+            self._write(batch)
+        elif (state.file == batch.file and state.offset >= batch.start) or (
+            self.fault is None and self.checked == (state.file, state.offset)
+        ):
+            batch.reference(self.chunk, state, self.referrer, self.replicas)
+            self.outcome = None
+        elif self.checked == (state.file, state.offset):
+            if batch.admit(put_size(len(self.payload))):
+                self.moved = True
+                batch.set_aside(self.chunk, state, self.fault or "")
+                self._write(batch, admitted=True)
+                for held in state.references:
+                    if held.referrer != self.referrer:
+                        batch.add_reference(self.chunk, held.referrer, held.replicas)
+            else:
+                self.outcome = batch.no_space()
+        else:
+            self.outcome = state
+
+    def _write(self, batch: Batch, *, admitted: bool = False) -> None:
+        if admitted or batch.admit(put_size(len(self.payload))):
+            self.position = batch.put(self.chunk, self.payload, self.referrer, self.replicas)
+            self.outcome = None
+        else:
+            self.outcome = batch.no_space()
+
+
+class AddReference(Operation):
+    """The outcome says whether the chunk is held."""
+
+    __slots__ = ("referrer", "replicas")
+
+    def __init__(self, chunk: bytes, future: asyncio.Future[Any], referrer: bytes, replicas: int) -> None:
+        super().__init__(chunk, future)
+        self.referrer = referrer
+        self.replicas = replicas
+
+    def decide(self, batch: Batch) -> None:
+        state = batch.change.get(self.chunk)
+        if state is not None:
+            batch.reference(self.chunk, state, self.referrer, self.replicas)
+        self.outcome = state is not None
+
+
+class DropReference(Operation):
+    """The outcome says whether there was one."""
+
+    __slots__ = ("referrer",)
+
+    def __init__(self, chunk: bytes, future: asyncio.Future[Any], referrer: bytes) -> None:
+        super().__init__(chunk, future)
+        self.referrer = referrer
+
+    def decide(self, batch: Batch) -> None:
+        state = batch.change.get(self.chunk)
+        self.outcome = state is not None and state.reference(self.referrer) is not None
+        if self.outcome:
+            batch.drop_reference(self.chunk, self.referrer)
+
+
+class Delete(Operation):
+    """Delete a chunk whatever refers to it. The outcome says whether it was held."""
+
+    __slots__ = ()
+
+    def decide(self, batch: Batch) -> None:
+        state = batch.change.get(self.chunk)
+        self.outcome = state is not None and self._applies(state)
+        if state is not None and self.outcome:
+            self.moved = True
+            self._delete(batch, state)
+
+    def _applies(self, state: ChunkState) -> bool:
+        return True
+
+    def _delete(self, batch: Batch, state: ChunkState) -> None:
+        batch.delete(self.chunk)
+
+
+class Expire(Delete):
+    """Delete a chunk if it has had no references since the store's age `until_ms` or longer."""
+
+    __slots__ = ("until_ms",)
+
+    def __init__(self, chunk: bytes, future: asyncio.Future[Any], until_ms: int) -> None:
+        super().__init__(chunk, future)
+        self.until_ms = until_ms
+
+    def _applies(self, state: ChunkState) -> bool:
+        return REFERENCED < state.freed <= self.until_ms
+
+
+class Condemn(Delete):
+    """Set a chunk aside whose copy at (file, offset) was found damaged, if that is still the copy."""
+
+    __slots__ = ("fault", "place")
+
+    def __init__(self, chunk: bytes, future: asyncio.Future[Any], place: tuple[int, int], fault: str) -> None:
+        super().__init__(chunk, future)
+        self.place = place
+        self.fault = fault
+
+    def _applies(self, state: ChunkState) -> bool:
+        return (state.file, state.offset) == self.place
+
+    def _delete(self, batch: Batch, state: ChunkState) -> None:
+        batch.set_aside(self.chunk, state, self.fault)
+
+
+class Batch:
+    """Records to be appended at `start` of log file `file`, and their effects. `room` is how many bytes puts may take, None: no puts."""
+
+    def __init__(self, change: Change, file: int, start: int, salt: int, stamp: int, room: int | None) -> None:
+        self.change = change
+        self.file = file
+        self.start = start
+        self.buffers: list[Buffer] = []
+        self.size = 0
+        self.puts = 0
+        self.damages: list[Damage] = []
+        self._salt = salt
+        self._stamp = stamp
+        self._room = room
+
+    def admit(self, size: int) -> bool:
+        """Whether a put of this size fits above the reserve; takes the room if so."""
+        if self._room is None or size > self._room:
+            return False
+        self._room -= size
+        return True
+
+    def no_space(self) -> NoSpace:
+        return NoSpace("the disk is full up to its reserve: nothing was stored; free space or add a node")
+
+    def put(self, chunk: bytes, payload: Buffer, referrer: bytes, replicas: int) -> Position:
+        length = len(payload)
+        table = checksum_table(payload)
+        offset = self.start + self.size
+        header = pack_header(
+            Kind.PUT, offset, self.start, self._salt, self._stamp, chunk, referrer, replicas, 0, length, table
+        )
+        begins = payload_start(length)
+        padding = _PADDING[-(begins + length) % 8]
+        if length <= JOIN_LIMIT:
+            self.buffers.append(b"".join((header, payload, padding)))
+        else:
+            self.buffers.append(header)
+            self.buffers.append(payload)
+            if padding:
+                self.buffers.append(padding)
+        self.size += begins + length + len(padding)
+        self.puts += 1
+        self.change.put(chunk, self.file, offset, length, referrer, replicas, self._stamp)
+        return Position(self.file, offset + begins, length, table)
+
+    def reference(self, chunk: bytes, state: ChunkState, referrer: bytes, replicas: int) -> None:
+        """A reference as wanted; no record if it is there already."""
+        held = state.reference(referrer)
+        if held is None or held.replicas != replicas:
+            self.add_reference(chunk, referrer, replicas)
+
+    def add_reference(self, chunk: bytes, referrer: bytes, replicas: int) -> None:
+        self._append(Kind.REFERENCE, chunk, referrer, replicas)
+        self.change.reference(chunk, self.file, referrer, replicas)
+
+    def drop_reference(self, chunk: bytes, referrer: bytes) -> None:
+        self._append(Kind.UNREFERENCE, chunk, referrer)
+        self.change.unreference(chunk, self.file, referrer, self._stamp)
+
+    def set_aside(self, chunk: bytes, state: ChunkState, fault: str) -> None:
+        """The copy in `state` is damaged: the chunk isn't held any more."""
+        self.damages.append(Damage(state.file, state.offset, put_size(state.length), chunk, fault))
+        self.delete(chunk, DAMAGED)
+
+    def delete(self, chunk: bytes, flags: int = 0) -> None:
+        self._append(Kind.DELETE, chunk, flags=flags)
+        self.change.delete(chunk, self.file)
+
+    def _append(self, kind: Kind, chunk: bytes, referrer: bytes = bytes(16), replicas: int = 0, flags: int = 0) -> None:
+        offset = self.start + self.size
+        header = pack_header(kind, offset, self.start, self._salt, self._stamp, chunk, referrer, replicas, flags)
+        self.buffers.append(header)
+        self.size += len(header)

@@ -1,0 +1,153 @@
+"""Reading chunks from the log, every byte checked before it is handed out. Blocks: for the reader threads; `cached` for the loop.
+
+A place is read twice before it is called damaged, so that a fault on the way from the disk does not cost a good copy.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from node.storage.chunk_log import LogFiles
+from node.storage.chunk_record import BLOCK, Kind, blocks_match, parse_header, payload_start
+from node.storage.chunk_state import ChunkState
+
+POSITION_CACHE_BYTES = 16 * 1024 * 1024
+"""Memory for known positions: some 60 000 small chunks, or 13 000 of 4 MiB."""
+
+POSITION_BYTES = 272
+"""What a position costs beside its table, roughly."""
+
+CACHED_READ_LIMIT = 256 * 1024
+"""Longest read that is done on the event loop: some 50 us of copying and checking."""
+
+
+class Damaged(Exception):
+    """What stands in the log is not the chunk. `reason` says how that was seen."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Position(NamedTuple):
+    """Where a chunk's payload is, and the checksums of its blocks."""
+
+    file: int
+    start: int
+    length: int
+    table: bytes
+
+
+class PositionCache:
+    """The positions used last, bounded in bytes. One thread."""
+
+    def __init__(self, limit: int = POSITION_CACHE_BYTES) -> None:
+        self._limit = limit
+        self._held: OrderedDict[bytes, Position] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, chunk: bytes) -> Position | None:
+        position = self._held.get(chunk)
+        if position is not None:
+            self._held.move_to_end(chunk)
+        return position
+
+    def add(self, chunk: bytes, position: Position) -> None:
+        self.discard(chunk)
+        self._held[chunk] = position
+        self._bytes += POSITION_BYTES + len(position.table)
+        while self._bytes > self._limit:
+            _, oldest = self._held.popitem(last=False)
+            self._bytes -= POSITION_BYTES + len(oldest.table)
+
+    def discard(self, chunk: bytes) -> None:
+        position = self._held.pop(chunk, None)
+        if position is not None:
+            self._bytes -= POSITION_BYTES + len(position.table)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+class ChunkReading:
+    """Reads through the shared descriptors."""
+
+    def __init__(self, files: LogFiles) -> None:
+        self._files = files
+        self._disk = files.disk
+
+    def locate(self, chunk: bytes, state: ChunkState) -> Position:
+        """The position of a chunk, from its record's header. Raises Damaged."""
+        header_bytes = payload_start(state.length)
+        for attempt in (1, 2):
+            try:
+                header = self._pread(state.file, header_bytes, state.offset)
+            except OSError as error:
+                if attempt == 2:
+                    raise Damaged(f"the disk can't read it: {error}") from error
+                continue
+            record = parse_header(header, 0, state.offset, None)
+            if (
+                record is not None
+                and record.kind == Kind.PUT
+                and record.chunk == chunk
+                and record.length == state.length
+                and len(header) == header_bytes
+            ):
+                return Position(state.file, state.offset + header_bytes, record.length, record.table)
+        raise Damaged("the record's header does not match its checksum")
+
+    def read(self, position: Position, offset: int, length: int) -> bytes:
+        """Checked bytes of a payload; the range lies inside it. Raises Damaged."""
+        if not length:
+            return b""
+        first = offset // BLOCK
+        start = first * BLOCK
+        end = min(-(-(offset + length) // BLOCK) * BLOCK, position.length)
+        for attempt in (1, 2):
+            try:
+                data = self._pread(position.file, end - start, position.start + start)
+            except OSError as error:
+                if attempt == 2:
+                    raise Damaged(f"the disk can't read it: {error}") from error
+                continue
+            if len(data) == end - start and blocks_match(data, position.table, first):
+                return data if len(data) == length else data[offset - start : offset - start + length]
+        raise Damaged("the payload does not match its checksums")
+
+    def cached(self, position: Position, offset: int, length: int) -> bytes | None:
+        """As `read`, from memory alone; None when that can't be had, or when anything is wrong with it."""
+        if length > CACHED_READ_LIMIT:
+            return None
+        if not length:
+            return b""
+        descriptor = self._files.pin_open(position.file)
+        if descriptor is None:
+            return None
+        first = offset // BLOCK
+        start = first * BLOCK
+        size = min(-(-(offset + length) // BLOCK) * BLOCK, position.length) - start
+        buffer = bytearray(size)
+        try:
+            got = self._disk.preadv_nowait(descriptor, buffer, position.start + start)
+        finally:
+            self._files.unpin(position.file)
+        if got != size or not blocks_match(buffer, position.table, first):
+            return None
+        if size == length:
+            return bytes(buffer)
+        return bytes(memoryview(buffer)[offset - start : offset - start + length])
+
+    def verify(self, chunk: bytes, state: ChunkState) -> Position:
+        """Check all of a chunk's bytes. Raises Damaged."""
+        position = self.locate(chunk, state)
+        self.read(position, 0, position.length)
+        return position
+
+    def _pread(self, file: int, length: int, offset: int) -> bytes:
+        descriptor = self._files.pin(file)
+        try:
+            return self._disk.pread(descriptor, length, offset)
+        finally:
+            self._files.unpin(file)

@@ -1,0 +1,158 @@
+"""What a chunk's records add up to, and how each record changes it. Pure; shared by the writer and by replay of the log.
+
+`Change` is the staging area: it takes the effects of records in log order on top of states looked up before, and is merged into
+the catalog only once the records are durable. Beside the states it tells which records keep their files alive, and which files
+lean on which others (see `file_ledger`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from node.storage.chunk_record import Kind, Record
+
+REFERENCED = -1
+"""`ChunkState.freed` of a chunk that has references."""
+
+
+class ReferenceState(NamedTuple):
+    """A reference: who, how many copies it wants in the cluster, and the log file whose record says so."""
+
+    referrer: bytes
+    replicas: int
+    file: int
+
+
+class ChunkState(NamedTuple):
+    """A chunk held: where its PUT record stands (log file, offset), its payload's length in bytes, its references by ascending
+    referrer, and, without any, the store's age in ms when the last went (`freed`) and the file of the record that says so."""
+
+    file: int
+    offset: int
+    length: int
+    references: tuple[ReferenceState, ...]
+    freed: int = REFERENCED
+    freed_file: int = 0
+
+    def reference(self, referrer: bytes) -> ReferenceState | None:
+        for held in self.references:
+            if held.referrer == referrer:
+                return held
+        return None
+
+
+class Change:
+    """Effects of a run of records. `bases` must hold the state (or None) of every chunk that they name."""
+
+    def __init__(self, bases: dict[bytes, ChunkState | None]) -> None:
+        self.bases = bases
+        self.states: dict[bytes, ChunkState | None] = {}
+        self.live: dict[int, int] = {}
+        """Log file -> change of the number of its records that still say something."""
+        self.live_bytes: dict[int, int] = {}
+        """Log file -> change of the payload bytes in it that are held."""
+        self.covers: set[tuple[int, int]] = set()
+        """(file, older file): a record of the first cancels or overrides one of the second."""
+        self.chunks = 0
+        self.bytes = 0
+
+    def get(self, chunk: bytes) -> ChunkState | None:
+        """The state after the records so far."""
+        try:
+            return self.states[chunk]
+        except KeyError:
+            return self.bases[chunk]
+
+    def apply(self, record: Record, file: int, offset: int) -> None:
+        """The effect of a record read from the log. One about a chunk or reference that isn't there has none."""
+        if record.kind == Kind.PUT:
+            self.put(record.chunk, file, offset, record.length, record.referrer, record.replicas, record.stamp)
+        elif record.kind == Kind.REFERENCE:
+            self.reference(record.chunk, file, record.referrer, record.replicas)
+        elif record.kind == Kind.UNREFERENCE:
+            self.unreference(record.chunk, file, record.referrer, record.stamp)
+        elif record.kind == Kind.DELETE:
+            self.delete(record.chunk, file)
+
+    def put(
+        self, chunk: bytes, file: int, offset: int, length: int, referrer: bytes, replicas: int, stamp: int
+    ) -> None:
+        """The chunk's bytes are at (file, offset) from now on; references it has are kept. `replicas` 0: no reference comes with it."""
+        old = self.get(chunk)
+        self._alive(file, 1)
+        self.live_bytes[file] = self.live_bytes.get(file, 0) + length
+        self.bytes += length
+        if old is None:
+            self.chunks += 1
+            if replicas:
+                self._alive(file, 1)
+                self.states[chunk] = ChunkState(file, offset, length, (ReferenceState(referrer, replicas, file),))
+            else:
+                self._alive(file, 1)
+                self.states[chunk] = ChunkState(file, offset, length, (), stamp, file)
+            return
+        self._alive(old.file, -1)
+        self.live_bytes[old.file] = self.live_bytes.get(old.file, 0) - old.length
+        self.bytes -= old.length
+        self._cover(file, old.file)
+        self.states[chunk] = old._replace(file=file, offset=offset, length=length)
+        if replicas:
+            self.reference(chunk, file, referrer, replicas)
+
+    def reference(self, chunk: bytes, file: int, referrer: bytes, replicas: int) -> None:
+        """Add the reference, or replace the same referrer's."""
+        state = self.get(chunk)
+        if state is None:
+            return
+        kept = []
+        for held in state.references:
+            if held.referrer == referrer:
+                self._alive(held.file, -1)
+                self._cover(file, held.file)
+            else:
+                kept.append(held)
+        if state.freed != REFERENCED:
+            self._alive(state.freed_file, -1)
+        self._alive(file, 1)
+        kept.append(ReferenceState(referrer, replicas, file))
+        kept.sort()
+        self.states[chunk] = ChunkState(state.file, state.offset, state.length, tuple(kept))
+
+    def unreference(self, chunk: bytes, file: int, referrer: bytes, stamp: int) -> None:
+        """Drop the reference. With the last one the grace period begins, at the store's age `stamp`."""
+        state = self.get(chunk)
+        held = state.reference(referrer) if state is not None else None
+        if state is None or held is None:
+            return
+        self._alive(held.file, -1)
+        self._cover(file, held.file)
+        kept = tuple(other for other in state.references if other is not held)
+        if kept:
+            self.states[chunk] = state._replace(references=kept)
+        else:
+            self._alive(file, 1)  # this record says when the grace period began
+            self.states[chunk] = ChunkState(state.file, state.offset, state.length, (), stamp, file)
+
+    def delete(self, chunk: bytes, file: int) -> None:
+        """Chunk and references are gone."""
+        state = self.get(chunk)
+        if state is None:
+            return
+        self._alive(state.file, -1)
+        self._cover(file, state.file)
+        self.live_bytes[state.file] = self.live_bytes.get(state.file, 0) - state.length
+        for held in state.references:
+            self._alive(held.file, -1)
+            self._cover(file, held.file)
+        if state.freed != REFERENCED:
+            self._alive(state.freed_file, -1)
+        self.chunks -= 1
+        self.bytes -= state.length
+        self.states[chunk] = None
+
+    def _alive(self, file: int, count: int) -> None:
+        self.live[file] = self.live.get(file, 0) + count
+
+    def _cover(self, file: int, older: int) -> None:
+        if file != older:
+            self.covers.add((file, older))

@@ -1,0 +1,562 @@
+"""One node's durable chunks: `cluster.chunks.store.ChunkStore` over a chunk log and its index, in one directory.
+
+The event loop's side: it checks arguments, queues changes for the writer's thread, sends lookups and reads to a few reader threads, and
+owns the cache of positions for reads that need neither. No method waits for the disk on the event loop.
+Read on in this order: `chunk_record`, `chunk_state`, `file_ledger`, `chunk_log`, `chunk_index`, `chunk_catalog`, `chunk_operation`,
+`chunk_writer`, `chunk_recovery`. The owner of the data directory sees to it that one process opens it at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random
+from typing import Any, TypeVar
+
+from cluster.chunks.store import (
+    CHUNK_ID_BYTES,
+    PAYLOAD_LIMIT,
+    REFERRER_BYTES,
+    ChunkEntry,
+    ChunkStatistics,
+    Reference,
+    StoreFailed,
+)
+from cluster.doors.clock import Clock
+from cluster.errors import Corrupt, Invalid, NotFound
+from cluster.rpc.message import Buffer
+from node.storage.chunk_catalog import ABSENT, ChunkCatalog, merged_page
+from node.storage.chunk_index import ChunkIndex, Damage, IndexDamaged
+from node.storage.chunk_log import ChunkLog, LogFiles
+from node.storage.chunk_operation import AddReference, Condemn, Delete, DropReference, Expire, Operation, Put
+from node.storage.chunk_reading import ChunkReading, Damaged, Position, PositionCache
+from node.storage.chunk_recovery import ChunkRecovery, Recovered
+from node.storage.chunk_state import REFERENCED, ChunkState
+from node.storage.chunk_writer import Barrier, ChunkWriter, Rebuild, Retire
+from node.storage.disk import Disk
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+READER_THREADS = 4
+"""Reads from the disk at once; enough to keep a disk's queue busy, few enough to keep memory small."""
+
+QUEUE_BYTES = 256 * 1024 * 1024
+"""Payload bytes that may wait for the writer; a put beyond that waits before it is queued."""
+
+FILE_BYTES = 1024 * 1024 * 1024
+GRACE_S = 24 * 3600.0
+PARTITION_PAGE = 1024
+"""Chunks deleted per round while a partition is dropped."""
+
+
+def default_reserve(total: int) -> int:
+    """Bytes of a disk of `total` bytes that puts leave free: 1 %, at least 256 MiB, at most 5 %."""
+    return min(max(256 * 1024 * 1024, total // 100), total // 20)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkStoreSettings:
+    """`directory`: where the log and the index live. `grace_s`: how long a chunk outlives its last reference. `file_bytes`: size at
+    which a log file is sealed. `reserve_bytes`: free space below which a put is refused; None: `default_reserve`."""
+
+    directory: str
+    grace_s: float = GRACE_S
+    file_bytes: int = FILE_BYTES
+    reserve_bytes: int | None = None
+
+
+class LogChunkStore:
+    """Fulfils `ChunkStore`. `open` first, `close` last; everything on one event loop."""
+
+    def __init__(
+        self,
+        settings: ChunkStoreSettings,
+        *,
+        disk: Disk,
+        clock: Clock,
+        random: Random,
+        on_damage: Callable[[Damage], None] | None = None,
+    ) -> None:
+        assert settings.file_bytes < 2**31, "offsets in the log are 32 bits"
+        self._settings = settings
+        self._disk = disk
+        self._clock = clock
+        self._random = random
+        self._on_damage = on_damage
+        self._directory = settings.directory
+        self._files = LogFiles(disk, settings.directory)
+        self._index = ChunkIndex(os.path.join(settings.directory, "chunks.sqlite"))
+        self._catalog = ChunkCatalog(self._index)
+        self._reading = ChunkReading(self._files)
+        self._positions = PositionCache()
+        self._moves = 0
+        """Counts chunks whose known position became void: what a reader found before may be old."""
+        self._log = ChunkLog(self._files, lambda: random.getrandbits(64) or 1)
+        self._writer: ChunkWriter | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._queued_bytes = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._reserve = 0
+        self._reads = 0
+        self._cached_reads = 0
+        self._bytes_read = 0
+
+    # -- life
+
+    async def open(self) -> Recovered:
+        """Recover what the directory holds and start the threads. Raises OSError, StoreFailed."""
+        assert self._writer is None
+        self._loop = asyncio.get_running_loop()
+        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="chunk-reader")
+        try:
+            found = await self._loop.run_in_executor(self._readers, self._recover)
+        except BaseException:
+            self._readers.shutdown()
+            self._index.close()
+            self._files.close()
+            raise
+        self._writer = ChunkWriter(
+            files=self._files,
+            catalog=self._catalog,
+            chunk_log=self._log,
+            clock=self._clock,
+            age_ms=found.age_ms,
+            file_bytes=self._settings.file_bytes,
+            reserve_bytes=self._reserve,
+            loop=self._loop,
+            answered=self._answered,
+            damaged=self._report,
+        )
+        self._writer.start()
+        self._report(found.new_damages)
+        return found
+
+    def _recover(self) -> Recovered:
+        self._disk.make_directory(self._directory)
+        found = ChunkRecovery(self._files, self._catalog, self._log).run()
+        reserve = self._settings.reserve_bytes
+        self._reserve = default_reserve(self._disk.space(self._directory).total) if reserve is None else reserve
+        return found
+
+    async def close(self) -> None:
+        """Finish what is queued, put everything into the index, seal it, end the threads."""
+        await self._stop(tidy=True)
+
+    async def abandon(self) -> None:
+        """End the threads and leave index and log as they are, as if the process had died after its last answer."""
+        await self._stop(tidy=False)
+
+    async def _stop(self, *, tidy: bool) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(StoreFailed("the chunk store is closed"))
+        self._waiting.clear()
+        readers = self._readers
+        assert readers is not None
+        await asyncio.to_thread(readers.shutdown)
+        await asyncio.to_thread(writer.stop, tidy=tidy)
+        self._index.close()
+        self._files.close()
+
+    # -- changes
+
+    async def put(self, chunk: bytes, payload: Buffer, reference: Reference) -> None:
+        """See `ChunkStore.put`."""
+        _check_chunk(chunk)
+        _check_reference(reference)
+        if isinstance(payload, memoryview) and (payload.format != "B" or payload.ndim != 1):
+            payload = payload.cast("B")
+        size = len(payload)
+        if size > PAYLOAD_LIMIT:
+            raise Invalid(f"a chunk has at most {PAYLOAD_LIMIT} bytes, not {size}", field="payload")
+        if self._queued_bytes and self._queued_bytes + size > QUEUE_BYTES:
+            await self._room(size)
+        self._queued_bytes += size
+        try:
+            checked: tuple[int, int] | None = None
+            fault: str | None = None
+            while True:
+                held = await self._submit(
+                    Put(chunk, self._future(), payload, reference.referrer, reference.replicas, checked, fault)
+                )
+                if held is None:
+                    return
+                checked = (held.file, held.offset)
+                fault = await self._verify(chunk, held)
+        finally:
+            self._queued_bytes -= size
+            self._wake()
+
+    async def _verify(self, chunk: bytes, state: ChunkState) -> str | None:
+        """What is wrong with a copy, None if nothing."""
+        try:
+            await self._run(self._reading.verify, chunk, state)
+        except Damaged as damaged:
+            return damaged.reason
+        return None
+
+    async def add_reference(self, chunk: bytes, reference: Reference) -> bool:
+        """See `ChunkStore.add_reference`."""
+        _check_chunk(chunk)
+        _check_reference(reference)
+        return bool(await self._submit(AddReference(chunk, self._future(), reference.referrer, reference.replicas)))
+
+    async def drop_reference(self, chunk: bytes, referrer: bytes) -> bool:
+        """See `ChunkStore.drop_reference`."""
+        _check_chunk(chunk)
+        _check_referrer(referrer)
+        return bool(await self._submit(DropReference(chunk, self._future(), referrer)))
+
+    async def drop_partition(self, partition: int, bits: int) -> int:
+        """See `ChunkStore.drop_partition`."""
+        dropped = 0
+        after: bytes | None = None
+        while True:
+            entries = await self.list_partition(partition, bits, after, PARTITION_PAGE)
+            operations = [Delete(entry.chunk, self._future()) for entry in entries]
+            for operation in operations:
+                self._queue(operation)
+            outcomes = await asyncio.gather(*[operation.future for operation in operations])
+            dropped += outcomes.count(True)
+            if len(entries) < PARTITION_PAGE:
+                return dropped
+            after = entries[-1].chunk
+
+    async def expire(self, limit: int) -> int:
+        """Delete up to `limit` chunks whose grace period is over, oldest first; returns how many were looked at."""
+        until = self._running().age_ms() - int(self._settings.grace_s * 1000)
+        if until < 0:
+            return 0
+        chunks = await self._ask(self._freed, until, limit)
+        operations = [Expire(chunk, self._future(), until) for chunk in chunks]
+        for operation in operations:
+            self._queue(operation)
+        await asyncio.gather(*[operation.future for operation in operations])
+        return len(chunks)
+
+    async def freed_count(self) -> int:
+        """Chunks without references, deleted when their grace period is over."""
+        return await self._ask(self._count_freed)
+
+    async def unlink_dead_files(self) -> int:
+        """Unlink log files that nothing needs any more; returns how many went."""
+        return int(await self._submit(Retire(self._future())))
+
+    async def settle(self) -> None:
+        """Return when everything queued before has been answered."""
+        await self._submit(Barrier(self._future()))
+
+    # -- reads
+
+    def read_cached(self, chunk: bytes, offset: int, length: int) -> bytes | None:
+        """See `ChunkStore.read_cached`."""
+        position = self._positions.get(chunk)
+        if position is None:
+            return None
+        _check_range(offset, length, position.length)
+        data = self._reading.cached(position, offset, length)
+        if data is not None:
+            self._cached_reads += 1
+            self._bytes_read += length
+        return data
+
+    async def read(self, chunk: bytes, offset: int = 0, length: int | None = None) -> bytes:
+        """See `ChunkStore.read`."""
+        _check_chunk(chunk)
+        self._reads += 1
+        while True:
+            moves = self._moves
+            position = self._positions.get(chunk)
+            place: tuple[int, int] | None = None
+            try:
+                if position is not None:
+                    wanted = _check_range(offset, length, position.length)
+                    data = await self._run(self._reading.read, position, offset, wanted)
+                else:
+                    state = await self._find(chunk)
+                    if state is None:
+                        raise NotFound("the chunk is not held here")
+                    place = (state.file, state.offset)
+                    wanted = _check_range(offset, length, state.length)
+                    data, found = await self._run(self._locate_and_read, chunk, state, offset, wanted)
+                    if self._moves == moves:
+                        self._positions.add(chunk, found)
+            except Damaged as damaged:
+                if place is None:  # judged by a position from memory: look again with what the catalog says
+                    self._positions.discard(chunk)
+                    continue
+                if await self._condemn(chunk, place, damaged.reason):
+                    raise Corrupt(f"a stored chunk was damaged and is set aside: {damaged.reason}") from None
+                continue  # it was replaced or deleted meanwhile
+            self._bytes_read += wanted
+            return data
+
+    def _locate_and_read(self, chunk: bytes, state: ChunkState, offset: int, length: int) -> tuple[bytes, Position]:
+        position = self._reading.locate(chunk, state)
+        return self._reading.read(position, offset, length), position
+
+    async def _condemn(self, chunk: bytes, place: tuple[int, int], reason: str) -> bool:
+        """Set a damaged copy aside. False when it was not the copy any more."""
+        try:
+            return bool(await self._submit(Condemn(chunk, self._future(), place, reason)))
+        except StoreFailed:
+            return True  # it can't be recorded any more, but it isn't served either
+
+    async def length(self, chunk: bytes) -> int:
+        """See `ChunkStore.length`."""
+        _check_chunk(chunk)
+        state = await self._find(chunk)
+        if state is None:
+            raise NotFound("the chunk is not held here")
+        return state.length
+
+    async def holds(self, chunks: Sequence[bytes]) -> list[bool]:
+        """See `ChunkStore.holds`."""
+        for chunk in chunks:
+            _check_chunk(chunk)
+        return await self._ask(self._hold, chunks)
+
+    async def list_partition(self, partition: int, bits: int, after: bytes | None, limit: int) -> list[ChunkEntry]:
+        """See `ChunkStore.list_partition`."""
+        if not 0 <= bits <= 32 or not 0 <= partition < 1 << bits:
+            raise Invalid(f"there is no partition {partition} of 2^{bits}", field="partition")
+        if limit < 1:
+            raise Invalid("a page has at least one entry", field="limit")
+        width = 8 * CHUNK_ID_BYTES - bits
+        first = (partition << width).to_bytes(CHUNK_ID_BYTES, "big")
+        end = ((partition + 1) << width).to_bytes(CHUNK_ID_BYTES + 1, "big")
+        below = end[1:] if end[0] == 0 else b"\xff" * (CHUNK_ID_BYTES + 1)
+        return await self._ask(self._list_span, first, below, after, limit)
+
+    async def list_referrer(self, referrer: bytes, after: bytes | None, limit: int) -> list[bytes]:
+        """See `ChunkStore.list_referrer`."""
+        _check_referrer(referrer)
+        if limit < 1:
+            raise Invalid("a page has at least one entry", field="limit")
+        return await self._ask(self._list_referrer, referrer, after, limit)
+
+    def statistics(self) -> ChunkStatistics:
+        """See `ChunkStore.statistics`."""
+        writer = self._running()
+        catalog = self._catalog
+        return ChunkStatistics(
+            chunks=catalog.chunks,
+            live_bytes=catalog.bytes,
+            log_bytes=sum(account.size for account in list(catalog.ledger.accounts.values())),
+            log_files=len(catalog.ledger.accounts),
+            free_bytes=self._disk.space(self._directory).free,
+            reserve_bytes=self._reserve,
+            quarantined=len(catalog.damages),
+            queued=writer.queued,
+            pending=catalog.pending,
+            puts=writer.puts,
+            reads=self._reads,
+            cached_reads=self._cached_reads,
+            syncs=self._log.syncs,
+            bytes_written=self._log.bytes_written,
+            bytes_read=self._bytes_read,
+            failure=self._log.failure,
+        )
+
+    def damages(self) -> list[Damage]:
+        """The places in the log that are set aside."""
+        return list(self._catalog.damages.values())
+
+    # -- in the reader threads
+
+    def _hold(self, chunks: Sequence[bytes]) -> list[bool]:
+        states = self._catalog.bases(chunks, self._index.reader())
+        return [states[chunk] is not None for chunk in chunks]
+
+    def _list_span(self, first: bytes, below: bytes, after: bytes | None, limit: int) -> list[ChunkEntry]:
+        def inside(chunk: bytes, _: ChunkState | None) -> bool:
+            return first <= chunk < below and (after is None or chunk > after)
+
+        newest = self._catalog.overlay(inside)
+        reader = self._index.reader()
+        states: dict[bytes, ChunkState] = {chunk: state for chunk, state in newest.items() if state is not None}
+
+        def fetch(beyond: bytes | None, wanted: int) -> list[bytes]:
+            rows = reader.span(first, beyond, below, wanted)
+            states.update((chunk, state) for chunk, state in rows if chunk not in newest)
+            return [chunk for chunk, _ in rows]
+
+        page = merged_page(fetch, newest.__contains__, sorted(states), after, limit)
+        return [_entry(chunk, states[chunk]) for chunk in page]
+
+    def _list_referrer(self, referrer: bytes, after: bytes | None, limit: int) -> list[bytes]:
+        def inside(chunk: bytes, _: ChunkState | None) -> bool:
+            return after is None or chunk > after
+
+        newest = self._catalog.overlay(inside)
+        extra = sorted(
+            chunk for chunk, state in newest.items() if state is not None and state.reference(referrer) is not None
+        )
+        reader = self._index.reader()
+
+        def fetch(beyond: bytes | None, wanted: int) -> list[bytes]:
+            return reader.of_referrer(referrer, beyond or b"", wanted)
+
+        return merged_page(fetch, newest.__contains__, extra, after, limit)
+
+    def _freed(self, until_ms: int, limit: int) -> list[bytes]:
+        newest = self._catalog.overlay(lambda _chunk, _state: True)
+        due = sorted(
+            (state.freed, chunk)
+            for chunk, state in newest.items()
+            if state is not None and REFERENCED < state.freed <= until_ms
+        )
+        found = [chunk for _, chunk in due[:limit]]
+        if len(found) < limit:
+            rows = self._index.reader().freed(until_ms, limit + len(newest))
+            found += [chunk for chunk in rows if chunk not in newest][: limit - len(found)]
+        return found
+
+    def _count_freed(self) -> int:
+        newest = self._catalog.overlay(lambda _chunk, _state: True)
+        reader = self._index.reader()
+        indexed = reader.find_many(list(newest))
+        lapsed = sum(state is not None and state.freed != REFERENCED for state in indexed.values())
+        waiting = sum(state is not None and state.freed != REFERENCED for state in newest.values())
+        return reader.freed_count() - lapsed + waiting
+
+    # -- the event loop's side of the threads
+
+    def _running(self) -> ChunkWriter:
+        if self._writer is None:
+            raise StoreFailed("the chunk store is not open")
+        return self._writer
+
+    def _future(self) -> asyncio.Future[Any]:
+        assert self._loop is not None, "the store was not opened"
+        return self._loop.create_future()
+
+    def _queue(self, operation: Operation) -> None:
+        self._running().submit(operation)
+
+    async def _submit(self, operation: Operation) -> Any:
+        """Queue an operation and wait for its outcome."""
+        self._running().submit(operation)
+        return await operation.future
+
+    def _answered(self, group: Sequence[Operation]) -> None:
+        """From the writer, in the order of commits: the cache first, then the callers."""
+        positions = self._positions
+        for operation in group:
+            if operation.moved:
+                self._moves += 1
+                positions.discard(operation.chunk)
+            if operation.position is not None and not isinstance(operation.outcome, Exception):
+                positions.add(operation.chunk, operation.position)
+            future = operation.future
+            if not future.done():
+                if isinstance(operation.outcome, Exception):
+                    future.set_exception(operation.outcome)
+                else:
+                    future.set_result(operation.outcome)
+
+    def _report(self, damages: Sequence[Damage]) -> None:
+        for damage in damages:
+            log.error(
+                "a place in the chunk log is damaged and set aside: file=%d offset=%d length=%d chunk=%s reason=%s",
+                damage.file,
+                damage.offset,
+                damage.length,
+                damage.chunk.hex() or "unknown",
+                damage.reason,
+            )
+            if self._on_damage is not None:
+                self._on_damage(damage)
+
+    async def _run(self, function: Callable[..., R], *arguments: Any) -> R:
+        """`function` in a reader thread."""
+        self._running()
+        assert self._loop is not None
+        assert self._readers is not None
+        return await self._loop.run_in_executor(self._readers, function, *arguments)
+
+    async def _ask(self, function: Callable[..., R], *arguments: Any) -> R:
+        """A question to the catalog, in a reader thread; asked again when the index was rebuilt meanwhile."""
+        catalog = self._catalog
+        while True:
+            epoch = catalog.epoch
+            if epoch % 2:
+                await self.settle()
+                continue
+            try:
+                answer = await self._run(function, *arguments)
+            except IndexDamaged as error:
+                await self._submit(Rebuild(self._future(), epoch, str(error)))
+                continue
+            if catalog.epoch == epoch:
+                return answer
+
+    async def _find(self, chunk: bytes) -> ChunkState | None:
+        if not self._catalog.epoch % 2:
+            state = self._catalog.find(chunk)
+            if state is None or isinstance(state, ChunkState):
+                return state
+        return await self._ask(self._look_up, chunk)
+
+    def _look_up(self, chunk: bytes) -> ChunkState | None:
+        state = self._catalog.find(chunk)
+        if state is ABSENT:
+            return self._index.reader().find(chunk)
+        assert state is None or isinstance(state, ChunkState)
+        return state
+
+    async def _room(self, size: int) -> None:
+        """Wait until `size` more bytes may be queued."""
+        while self._queued_bytes and self._queued_bytes + size > QUEUE_BYTES:
+            self._running()
+            waiter: asyncio.Future[None] = self._future()
+            self._waiting.append(waiter)
+            await waiter
+
+    def _wake(self) -> None:
+        """Let the waiting puts look again."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, deque()
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+
+def _entry(chunk: bytes, state: ChunkState) -> ChunkEntry:
+    references = tuple([Reference(held.referrer, held.replicas) for held in state.references])
+    return ChunkEntry(chunk, state.length, references)
+
+
+def _check_chunk(chunk: bytes) -> None:
+    if len(chunk) != CHUNK_ID_BYTES:
+        raise Invalid(f"a chunk id has {CHUNK_ID_BYTES} bytes, not {len(chunk)}", field="chunk")
+
+
+def _check_referrer(referrer: bytes) -> None:
+    if len(referrer) != REFERRER_BYTES:
+        raise Invalid(f"a referrer has {REFERRER_BYTES} bytes, not {len(referrer)}", field="referrer")
+
+
+def _check_reference(reference: Reference) -> None:
+    _check_referrer(reference.referrer)
+    if not 1 <= reference.replicas <= 255:
+        raise Invalid(f"a reference wants 1 to 255 copies, not {reference.replicas}", field="replicas")
+
+
+def _check_range(offset: int, length: int | None, size: int) -> int:
+    """The length asked for, if it lies inside a chunk of `size` bytes."""
+    wanted = size - offset if length is None else length
+    if offset < 0 or wanted < 0 or offset + wanted > size:
+        raise Invalid(f"bytes {offset}+{wanted} are not inside a chunk of {size}", field="range")
+    return wanted

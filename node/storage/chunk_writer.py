@@ -1,0 +1,397 @@
+"""The store's writer: one thread that owns catalog and log, and commits what the event loop queues in groups.
+
+It takes everything that is queued (bounded in bytes), decides each operation, appends all records with one write and one fdatasync,
+only then takes over the effects, and hands the answers to the event loop in one call. A second thread puts the newest states into
+the index whenever enough have come together, and unlinks dead log files; the writer goes on meanwhile and waits for it only when twice
+the bound has gathered. Whatever goes wrong, every queued operation gets an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+from cluster.chunks.store import StoreFailed
+from cluster.doors.clock import Clock
+from cluster.errors import HoldfastError
+from node.storage.chunk_catalog import ChunkCatalog
+from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, Snapshot
+from node.storage.chunk_log import ChunkLog, LogFiles, LogFull
+from node.storage.chunk_operation import Batch, Operation, Put
+from node.storage.chunk_recovery import BATCH_BYTES, ChunkRecovery
+from node.storage.chunk_state import Change
+
+log = logging.getLogger(__name__)
+
+FLUSH_STATES = 8 * 1024
+"""Chunk states in memory at which they go to the index. Bounds memory (some 5 MiB) and what a start after a crash replays."""
+
+FLUSH_LOG_BYTES = 256 * 1024 * 1024
+"""Log written since the last flush at which the next comes, for the same reason (64 large chunks are replayed in a millisecond)."""
+
+STATES_LIMIT = 8 * FLUSH_STATES
+"""States in memory that the index has not taken (its disk is full) beyond which puts are refused. Deletes go on."""
+
+FLUSH_RETRY_S = 1.0
+"""How long after a flush that found the disk full the next try comes."""
+
+GROUP_OPERATIONS = 4096
+"""Operations in one batch at most; bounds the time between syncs when they are tiny."""
+
+
+class Barrier(Operation):
+    """Answered when everything queued before it is done. Subclasses say what else the writer does then."""
+
+    __slots__ = ()
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        super().__init__(b"", future)
+
+
+class Retire(Barrier):
+    """Unlink dead log files. The outcome is how many went."""
+
+    __slots__ = ()
+
+
+class Rebuild(Barrier):
+    """Build the index anew, unless that has happened since `epoch`. The outcome is None."""
+
+    __slots__ = ("epoch", "reason")
+
+    def __init__(self, future: asyncio.Future[Any], epoch: int, reason: str) -> None:
+        super().__init__(future)
+        self.epoch = epoch
+        self.reason = reason
+
+
+class _Flushed:
+    """From the indexer's thread: a flush has ended."""
+
+    __slots__ = ()
+
+
+class _Stop:
+    """The last thing queued."""
+
+    __slots__ = ("tidy",)
+
+    def __init__(self, tidy: bool) -> None:
+        self.tidy = tidy
+
+
+class ChunkWriter:
+    """`start` after recovery; `submit` from the event loop; `stop` once."""
+
+    def __init__(
+        self,
+        *,
+        files: LogFiles,
+        catalog: ChunkCatalog,
+        chunk_log: ChunkLog,
+        clock: Clock,
+        age_ms: int,
+        file_bytes: int,
+        reserve_bytes: int,
+        loop: asyncio.AbstractEventLoop,
+        answered: Callable[[Sequence[Operation]], None],
+        damaged: Callable[[Sequence[Damage]], None],
+    ) -> None:
+        self._files = files
+        self._disk = files.disk
+        self._catalog = catalog
+        self._log = chunk_log
+        self._clock = clock
+        self._age_base_ms = age_ms
+        self._opened = clock.monotonic()
+        self._file_bytes = file_bytes
+        self._reserve_bytes = reserve_bytes
+        self._loop = loop
+        self._answered = answered
+        self._damaged = damaged
+        self._queue: SimpleQueue[Operation | _Flushed | _Stop] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="chunk-writer", daemon=True)
+        self._indexer = ThreadPoolExecutor(1, thread_name_prefix="chunk-indexer")
+        self._flush: Future[list[int]] | None = None
+        self._flush_again_at = 0.0
+        self._retiring: Retire | None = None
+        self.puts = 0
+        self.index_error: str | None = None
+        """Why the index lags behind, if it does."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation. Event loop only."""
+        self._queue.put(operation)
+
+    @property
+    def queued(self) -> int:
+        return self._queue.qsize()
+
+    def age_ms(self) -> int:
+        """The store's age: milliseconds for which it has been open, over all its starts."""
+        return self._age_base_ms + int((self._clock.monotonic() - self._opened) * 1000)
+
+    def stop(self, *, tidy: bool) -> None:
+        """Finish what is queued and end the threads; `tidy`: with everything in a sealed index. Blocks."""
+        self._queue.put(_Stop(tidy))
+        self._thread.join()
+        self._indexer.shutdown()
+
+    # -- the writer's thread
+
+    def _run(self) -> None:
+        ending: _Stop | None = None
+        while ending is None:
+            group: list[Operation] = []
+            size = 0
+            item = self._queue.get()
+            while True:
+                if isinstance(item, _Flushed):
+                    self._guarded(self._end_flush)
+                elif isinstance(item, _Stop):
+                    ending = item
+                    break
+                elif isinstance(item, Barrier):
+                    break
+                else:
+                    group.append(item)
+                    size += item.size
+                if size >= BATCH_BYTES or len(group) >= GROUP_OPERATIONS or self._queue.empty():
+                    break
+                item = self._queue.get()
+            if group:
+                self._commit(group, size)
+            if isinstance(item, Barrier):
+                self._barrier(item)
+            self._guarded(self._flush_if_due)
+        self._guarded(self._end_flush)
+        if ending.tidy:
+            self._tidy()
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """A step that answers nobody: what goes wrong fails the operations to come."""
+        try:
+            step()
+        except HoldfastError:
+            pass  # the log is poisoned, and says so to everyone who asks
+        except Exception as error:
+            log.exception("the chunk writer failed")
+            self._log.poison(error, "keeping the index")
+
+    def _commit(self, group: list[Operation], size: int) -> None:
+        try:
+            try:
+                self._append(group, size)
+            except IndexDamaged as error:
+                self._rebuild(str(error))
+                self._append(group, size)
+        except HoldfastError as error:
+            for operation in group:
+                operation.outcome = error
+        except Exception as error:
+            log.exception("the chunk writer failed")
+            failure = self._log.poison(error, "committing a batch")
+            for operation in group:
+                operation.outcome = failure
+        self._answer(group)
+
+    def _append(self, group: list[Operation], size: int) -> None:
+        """Decide, write, sync, take over."""
+        self._log.refuse_if_failed()
+        catalog = self._catalog
+        bases = catalog.bases({operation.chunk for operation in group}, catalog.index.reader())
+        room: int | None = None
+        if any(isinstance(operation, Put) for operation in group) and self._roomy():
+            room = max(0, self._disk.space(self._files.directory).free - self._reserve_bytes)
+        if self._log.end + size > self._file_bytes and catalog.ledger.accounts[self._log.number].size > self._first_end:
+            try:
+                self._roll()
+            except LogFull:
+                room = None
+        batch = self._decide(group, bases, room)
+        if batch.size:
+            try:
+                self._log.append(batch.buffers, batch.size)
+            except LogFull:
+                if not batch.puts:
+                    raise batch.no_space() from None
+                batch = self._decide(group, bases, None)
+                try:
+                    if batch.size:
+                        self._log.append(batch.buffers, batch.size)
+                except LogFull:
+                    raise batch.no_space() from None
+        self.puts += batch.puts
+        if batch.size:
+            catalog.ledger.grow(batch.file, self._log.end)
+            catalog.merge(batch.change, batch.file, self._log.end)
+        self._report([damage for damage in batch.damages if catalog.set_aside(damage)])
+
+    @property
+    def _first_end(self) -> int:
+        """A file that holds no more than this is not exchanged for a new one."""
+        return 4096
+
+    def _roll(self) -> None:
+        number = self._log.number + 1
+        self._log.begin(number)
+        self._catalog.ledger.add(number, self._log.salt, self._log.end)
+        self._catalog.advance(number, self._log.end)
+
+    def _decide(self, group: list[Operation], bases: dict[bytes, Any], room: int | None) -> Batch:
+        batch = Batch(Change(bases), self._log.number, self._log.end, self._log.salt, self.age_ms(), room)
+        for operation in group:
+            operation.position = None
+            operation.moved = False
+            operation.decide(batch)
+        return batch
+
+    def _roomy(self) -> bool:
+        return len(self._catalog.tables[0]) < STATES_LIMIT
+
+    def _answer(self, group: Sequence[Operation]) -> None:
+        self._call(self._answered, group)
+
+    def _call(self, function: Callable[[Sequence[Any]], None], items: Sequence[Any]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, items)
+        except RuntimeError:
+            log.warning("the event loop closed before the chunk store did")
+
+    def _barrier(self, barrier: Barrier) -> None:
+        try:
+            self._log.refuse_if_failed()
+            if isinstance(barrier, Retire):
+                if self._begin_retiring(barrier):
+                    return
+                barrier.outcome = 0
+            elif isinstance(barrier, Rebuild) and barrier.epoch == self._catalog.epoch:
+                self._rebuild(barrier.reason)
+        except HoldfastError as error:
+            barrier.outcome = error
+        except Exception as error:
+            log.exception("the chunk writer failed")
+            barrier.outcome = self._log.poison(error, "tidying")
+        self._answer([barrier])
+
+    # -- the index
+
+    def _flush_if_due(self) -> None:
+        catalog = self._catalog
+        if self._flush is not None:
+            if len(catalog.tables[0]) >= 2 * FLUSH_STATES:
+                self._end_flush()
+            return
+        if catalog.frozen is not None:
+            if self._clock.monotonic() >= self._flush_again_at:
+                self._begin_flush(catalog.frozen, [])
+        elif len(catalog.tables[0]) >= FLUSH_STATES or catalog.log_since_freeze >= FLUSH_LOG_BYTES:
+            self._begin_flush(catalog.freeze(self.age_ms()), [])
+
+    def _begin_flush(self, snapshot: Snapshot, doomed: list[int]) -> None:
+        flush = self._indexer.submit(self._write_index, snapshot, doomed)
+        self._flush = flush
+        flush.add_done_callback(lambda _: self._queue.put(_Flushed()))
+
+    def _write_index(self, snapshot: Snapshot, doomed: list[int]) -> list[int]:
+        """In the indexer's thread. Returns the files that were unlinked, oldest first."""
+        index = self._catalog.index
+        index.write(snapshot)
+        gone: list[int] = []
+        if doomed:
+            index.checkpoint()  # the durable index must not know anything in a file that goes
+        for number in doomed:
+            if not self._files.forget(number):
+                break  # being read; and none may go before an older one
+            try:
+                self._disk.unlink(self._files.path(number))
+                self._disk.fsync_directory(self._files.directory)
+            except OSError as error:
+                log.warning("a dead log file can't be unlinked: %s", error)
+                break
+            gone.append(number)
+        return gone
+
+    def _end_flush(self) -> None:
+        """Wait for the flush under way, if any, and take its result over."""
+        flush, self._flush = self._flush, None
+        if flush is None:
+            return
+        retire, self._retiring = self._retiring, None
+        gone: list[int] = []
+        try:
+            gone = flush.result()
+        except IndexFull as error:
+            self.index_error = str(error)
+            self._flush_again_at = self._clock.monotonic() + FLUSH_RETRY_S
+        except IndexDamaged as error:
+            self._rebuild(str(error))
+        else:
+            self.index_error = None
+            self._catalog.flushed()
+            self._catalog.ledger.remove(gone)
+        finally:
+            if retire is not None:
+                retire.outcome = len(gone)
+                self._answer([retire])
+
+    def _begin_retiring(self, retire: Retire) -> bool:
+        """Whether there is something to unlink; the answer then comes with the end of the flush."""
+        self._end_flush()
+        catalog = self._catalog
+        if catalog.frozen is not None:
+            return False
+        doomed = catalog.ledger.removable(self._log.number)
+        if not doomed:
+            return False
+        self._retiring = retire
+        self._begin_flush(catalog.freeze(self.age_ms()), doomed)
+        return True
+
+    def _rebuild(self, reason: str) -> None:
+        """Build the index anew from the log. Questions asked meanwhile are asked again afterwards."""
+        log.warning("rebuilding the chunk index: %s", reason)
+        catalog = self._catalog
+        catalog.epoch += 1
+        flush, self._flush = self._flush, None
+        if flush is not None:
+            flush.exception()  # wait for it; what it did is thrown away
+        try:
+            found = ChunkRecovery(self._files, catalog, self._log).rebuild(reason)
+        except (OSError, HoldfastError, LogFull) as error:
+            raise self._log.poison(error, "rebuilding the index") from error
+        finally:
+            if self._retiring is not None:
+                self._retiring.outcome = 0
+                self._answer([self._retiring])
+                self._retiring = None
+        catalog.epoch += 1
+        self._report(found.new_damages)
+
+    def _report(self, damages: Sequence[Damage]) -> None:
+        if damages:
+            self._call(self._damaged, damages)
+
+    def _tidy(self) -> None:
+        """Everything into the index, and the index sealed."""
+        if self._log.failure is not None:
+            return
+        catalog = self._catalog
+        try:
+            self._end_flush()
+            if catalog.frozen is not None:
+                catalog.index.write(catalog.frozen)
+                catalog.flushed()
+            catalog.index.write(catalog.freeze(self.age_ms()))
+            catalog.flushed()
+            catalog.index.seal()
+        except (IndexFull, IndexDamaged, StoreFailed) as error:
+            log.warning("the chunk index was not sealed; the next start replays the log's end: %s", error)

@@ -1,0 +1,509 @@
+"""The client library against gateways that die, refuse, stall and lie."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from client import Holdfast
+from client.errors import (
+    Conflict,
+    ContentChanged,
+    Corrupt,
+    Invalid,
+    NoSpace,
+    NotFound,
+    OutcomeUnknown,
+    RangeNotSatisfiable,
+    ServerFailure,
+    Unauthorized,
+    Unavailable,
+    Unreachable,
+)
+from client.sources import BLOCK_SIZE
+from tests.unit.client.conftest import QUICK
+from tests.unit.client.fake_cluster import FakeCluster, StoredVolume, break_connection, drop, refuse
+
+BIG = os.urandom(3 * BLOCK_SIZE + 12345)
+
+
+async def pieces(*blocks: bytes) -> AsyncIterator[bytes]:
+    for block in blocks:
+        yield block
+
+
+def requests(cluster: FakeCluster) -> list[str]:
+    return [line for gateway in cluster.gateways for line in gateway.requests]
+
+
+async def test_volumes_from_creation_to_removal(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    made = await holdfast.create("disk", 4096, replicas=3)
+    assert (made.name, made.size, made.replicas) == ("disk", 4096, 3)
+    assert (await holdfast.resize("disk", 8192)).size == 8192
+    assert (await holdfast.show("disk")).size == 8192
+    for name in "abcde":
+        await holdfast.put(name, b"x")
+    assert [volume.name async for volume in holdfast.list()] == sorted([*"abcde", "disk"])
+    assert [volume.name async for volume in holdfast.list(prefix="di")] == ["disk"]
+    await holdfast.delete("disk")
+    with pytest.raises(NotFound):
+        await holdfast.show("disk")
+    with pytest.raises(NotFound):
+        await holdfast.delete("disk")
+
+
+async def test_names_are_quoted(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    name = "a/../b?c#d%41"
+    await holdfast.put(name, b"x")
+    assert list(fake_cluster.volumes) == [name]
+    assert await holdfast.get(name) == b"x"
+    await holdfast.delete(name)
+    with pytest.raises(Invalid, match="name"):
+        await holdfast.show("")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "path", "handle", "bytesio", "stream", "stream-with-length"])
+async def test_put_accepts_every_kind_of_source(
+    holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "content"
+    path.write_bytes(BIG)
+    seen: list[int] = []
+    with path.open("rb") as handle:
+        content = {
+            "bytes": BIG,
+            "path": path,
+            "handle": handle,
+            "bytesio": io.BytesIO(BIG),
+            "stream": pieces(BIG[:10], BIG[10:]),
+            "stream-with-length": pieces(BIG[:10], b"", BIG[10:]),
+        }[kind]
+        length = len(BIG) if kind == "stream-with-length" else None
+        volume = await holdfast.put("v", content, length=length, on_progress=seen.append)  # type: ignore[arg-type]
+    assert volume.size == len(BIG)
+    assert fake_cluster.volumes["v"].data == BIG
+    assert seen[-1] == len(BIG)
+    assert fake_cluster.continued == 1
+    assert await holdfast.get("v") == BIG
+
+
+async def test_empty_content(holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path) -> None:
+    await holdfast.put("v", b"")
+    assert await holdfast.get("v") == b""
+    await holdfast.put("w", pieces())
+    assert fake_cluster.volumes["w"].data == b""
+    assert await holdfast.get_file("w", tmp_path / "w") == 0
+    assert (tmp_path / "w").read_bytes() == b""
+
+
+async def test_ranges(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    await holdfast.put("v", b"0123456789")
+    assert await holdfast.get_range("v", 2, 3) == b"234"
+    assert await holdfast.get_range("v", 8, 100) == b"89"
+    with pytest.raises(RangeNotSatisfiable) as outside:
+        await holdfast.get_range("v", 10, 1)
+    assert outside.value.details["size"] == 10
+    await holdfast.put_range("v", 4, b"xy")
+    assert await holdfast.get("v") == b"0123xy6789"
+    with pytest.raises(RangeNotSatisfiable, match="resize"):
+        await holdfast.put_range("v", 9, b"xy")
+    with pytest.raises(Invalid, match="known length"):
+        await holdfast.put_range("v", 0, pieces(b"x"))
+    with pytest.raises(NotFound):
+        await holdfast.put_range("absent", 0, b"x")
+
+
+async def test_conditions(holdfast: Holdfast) -> None:
+    first = await holdfast.put("v", b"1", if_none_match="*")
+    with pytest.raises(Conflict):
+        await holdfast.put("v", b"2", if_none_match="*")
+    second = await holdfast.put("v", b"2", if_match=first.etag)
+    with pytest.raises(Conflict):
+        await holdfast.put("v", b"3", if_match=first.etag.strip('"'))
+    with pytest.raises(Conflict):
+        await holdfast.delete("v", if_match=first.etag)
+    with pytest.raises(Conflict):
+        await holdfast.get("v", if_match=first.etag)
+    assert await holdfast.get("v", if_match=second.etag) == b"2"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "invalid", Invalid),
+        (401, "unauthorized", Unauthorized),
+        (404, "not-found", NotFound),
+        (409, "conflict", Conflict),
+        (500, "corrupt", Corrupt),
+        (500, "internal", ServerFailure),
+        (507, "no-space", NoSpace),
+        (418, "never-heard-of", Invalid),
+    ],
+)
+async def test_refusals_are_errors_at_once(
+    holdfast: Holdfast, fake_cluster: FakeCluster, status: int, code: str, kind: type[Exception]
+) -> None:
+    fake_cluster.gateways[0].before.append(refuse(status, code, hint="look"))
+    with pytest.raises(kind) as refused:
+        await holdfast.show("v")
+    assert refused.value.details["hint"] == "look"  # type: ignore[attr-defined]
+    assert len(requests(fake_cluster)) == 1
+
+
+async def test_an_answer_that_is_no_problem_document(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    async def page(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=404, text="<html>not here</html>")
+
+    async def nonsense(request: web.Request) -> web.StreamResponse:
+        return web.Response(text="hello")
+
+    fake_cluster.gateways[0].before.append(page)
+    fake_cluster.gateways[1].before.append(nonsense)
+    with pytest.raises(NotFound, match="HTTP 404"):
+        await holdfast.show("v")
+    with pytest.raises(ServerFailure, match="not JSON"):
+        await holdfast.show("v")
+
+
+async def test_token(fake_cluster: FakeCluster) -> None:
+    fake_cluster.token = "open sesame"
+    fake_cluster.volumes["v"] = StoredVolume("v", b"x")
+    async with Holdfast(fake_cluster.urls, token="wrong", policy=QUICK) as holdfast:
+        with pytest.raises(Unauthorized):
+            await holdfast.get("v")
+    async with Holdfast(fake_cluster.urls, token="open sesame", policy=QUICK) as holdfast:
+        assert await holdfast.get("v") == b"x"
+
+
+async def test_requests_rotate_and_dead_gateways_are_left_alone(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    fake_cluster.volumes["v"] = StoredVolume("v", b"x")
+    await fake_cluster.gateways[1].stop()
+    for _ in range(10):
+        await holdfast.show("v")
+    first, _dead, last = (len(gateway.requests) for gateway in fake_cluster.gateways)
+    assert first + last == 10
+    assert min(first, last) >= 4
+
+
+async def test_nobody_listens(fake_cluster: FakeCluster) -> None:
+    await fake_cluster.stop()
+    async with Holdfast(fake_cluster.urls, policy=QUICK) as holdfast:
+        with pytest.raises(Unreachable, match="no endpoint can be reached"):
+            await holdfast.show("v")
+
+
+async def test_all_but_the_last_are_dead(fake_cluster: FakeCluster) -> None:
+    fake_cluster.volumes["v"] = StoredVolume("v", b"x")
+    await fake_cluster.gateways[0].stop()
+    await fake_cluster.gateways[1].stop()
+    async with Holdfast(fake_cluster.urls, policy=QUICK) as holdfast:
+        assert await holdfast.get("v") == b"x"
+
+
+async def test_unavailable_moves_on_and_gives_up_in_time(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    fake_cluster.volumes["v"] = StoredVolume("v", b"x")
+    fake_cluster.gateways[0].before.append(refuse(503, "quorum-unavailable", retryable=True))
+    fake_cluster.gateways[1].before.append(refuse(503, "not-ready", retryable=True))
+    assert (await holdfast.show("v")).name == "v"
+    for gateway in fake_cluster.gateways:
+        gateway.before = [refuse(503, "quorum-unavailable", retryable=True)] * 1000
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(Unavailable, match="quorum-unavailable"):
+        await holdfast.show("v")
+    assert asyncio.get_running_loop().time() - began < QUICK.deadline_s + 1
+
+
+async def test_put_is_sent_again_to_another_gateway(
+    holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    path = tmp_path / "content"
+    path.write_bytes(BIG)
+
+    async def dies_midway(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await request.content.readexactly(BLOCK_SIZE // 2)
+        return break_connection(request)
+
+    fake_cluster.gateways[0].before.append(dies_midway)
+    fake_cluster.gateways[1].before.append(refuse(503, "busy", retryable=True))
+    await holdfast.put("v", path)
+    assert fake_cluster.volumes["v"].data == BIG
+    fake_cluster.gateways[0].after.append(drop)  # done, and the answer lost
+    await holdfast.put("v", BIG[::-1])
+    assert fake_cluster.volumes["v"].data == BIG[::-1]
+
+
+async def test_stream_moves_on_only_before_its_first_byte(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    async def dies_midway(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await request.content.readany()
+        return break_connection(request)
+
+    fake_cluster.gateways[0].before.append(refuse(503, "not-ready", retryable=True))
+    fake_cluster.gateways[1].before.append(drop)
+    await holdfast.put("v", pieces(b"once"))
+    assert fake_cluster.volumes["v"].data == b"once"
+
+    fake_cluster.gateways[0].before.append(dies_midway)
+    with pytest.raises(Unavailable, match="cannot be read again"):
+        await holdfast.put("v", pieces(BIG, BIG))
+    assert fake_cluster.volumes["v"].data == b"once"
+
+
+async def test_stream_whose_answer_is_lost_is_unknown(fake_cluster: FakeCluster) -> None:
+    async with Holdfast(fake_cluster.urls[:1], policy=QUICK) as holdfast:
+        fake_cluster.gateways[0].after.append(drop)
+        with pytest.raises(OutcomeUnknown):
+            await holdfast.put("v", pieces(b"once"))
+
+
+async def test_lost_answers_of_conditional_writes_are_unknown(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    first = await holdfast.put("v", b"1")
+    for gateway in fake_cluster.gateways[1:2]:
+        gateway.after.append(drop)
+    with pytest.raises(OutcomeUnknown):
+        await holdfast.put("v", b"2", if_match=first.etag)
+    assert fake_cluster.volumes["v"].data == b"2"
+
+    for gateway in fake_cluster.gateways:  # lost before anything was done: the repetition tells
+        gateway.before, gateway.after = [], []
+    now = await holdfast.show("v")
+    fake_cluster.gateways[0].before.append(drop)
+    fake_cluster.gateways[1].before.append(drop)
+    assert (await holdfast.put("v", b"3", if_match=now.etag)).size == 1
+
+
+async def test_unknown_outcome_of_a_plain_put_is_settled_by_repeating(
+    holdfast: Holdfast, fake_cluster: FakeCluster
+) -> None:
+    fake_cluster.gateways[0].before.append(refuse(503, "outcome-unknown", retryable=True))
+    assert (await holdfast.put("v", b"x")).size == 1
+    for gateway in fake_cluster.gateways:
+        gateway.before = [refuse(503, "outcome-unknown", retryable=True)] * 1000
+    with pytest.raises(OutcomeUnknown):
+        await holdfast.put("v", b"y")
+
+
+async def test_lost_answers_of_create_and_delete(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    fake_cluster.gateways[0].after.append(drop)
+    with pytest.raises(OutcomeUnknown, match="exists as asked for"):
+        await holdfast.create("v", 4096)
+    fake_cluster.volumes["w"] = StoredVolume("w", b"other")
+    for gateway in fake_cluster.gateways:
+        gateway.before = [drop]
+    with pytest.raises(Conflict):  # of another size: not ours
+        await holdfast.create("w", 4096)
+    for gateway in fake_cluster.gateways:
+        gateway.before, gateway.after = [], [drop]
+    await holdfast.delete("v")
+    assert "v" not in fake_cluster.volumes
+
+
+async def test_sources_that_change_are_not_stored(
+    holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    with pytest.raises(Invalid, match="ended after"):
+        await holdfast.put("v", pieces(b"123"), length=5)
+    with pytest.raises(Invalid, match="more than"):
+        await holdfast.put("v", pieces(b"123", b"456"), length=5)
+    path = tmp_path / "shrinking"
+    path.write_bytes(BIG)
+
+    def shrink(done: int) -> None:
+        os.truncate(path, BLOCK_SIZE)
+
+    with pytest.raises(Invalid, match="was it cut"):
+        await holdfast.put("v", path, on_progress=shrink)
+    with pytest.raises(Invalid, match="fewer than"):
+        await holdfast.put("v", path, length=BLOCK_SIZE + 1)
+    with pytest.raises(Invalid, match="directory"):
+        await holdfast.put("v", tmp_path)
+    with pytest.raises(Invalid, match="No such file"):
+        await holdfast.put("v", tmp_path / "absent")
+    with pytest.raises(TypeError):
+        await holdfast.put("v", "text")  # type: ignore[arg-type]
+    assert "v" not in fake_cluster.volumes
+
+
+async def test_source_that_raises_is_the_callers_own_error(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await holdfast.put("v", broken())
+    assert "v" not in fake_cluster.volumes
+
+
+@pytest.mark.parametrize("cut", [0, 1, 65536, len(BIG) - 1])
+async def test_get_goes_on_where_it_broke(
+    holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path, cut: int
+) -> None:
+    fake_cluster.volumes["v"] = StoredVolume("v", BIG)
+    for gateway in fake_cluster.gateways[:2]:
+        gateway.cut_get_after = cut
+    assert await holdfast.get("v") == BIG
+    assert len(requests(fake_cluster)) >= 2
+    for gateway in fake_cluster.gateways[:2]:
+        gateway.cut_get_after = cut
+    assert await holdfast.get_file("v", tmp_path / "copy", offset=1) == len(BIG) - 1
+    assert (tmp_path / "copy").read_bytes() == BIG[1:]
+
+
+async def test_get_never_mixes_versions(holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path) -> None:
+    old, new = bytes(200_000), b"n" * 300_000
+    fake_cluster.volumes["v"] = StoredVolume("v", old)
+    fake_cluster.gateways[0].cut_get_after = 100_000
+    received = bytearray()
+
+    async def read() -> None:
+        async with holdfast.open("v") as content:
+            fake_cluster.volumes["v"] = StoredVolume("v", new, generation=2)
+            async for piece in content:
+                received.extend(piece)
+
+    with pytest.raises(ContentChanged, match="read it again"):
+        await read()
+    assert received == old[: len(received)]
+
+    fake_cluster.volumes["v"] = StoredVolume("v", old)
+    for gateway in fake_cluster.gateways:
+        gateway.cut_get_after = 100_000
+
+    def replace(done: int, total: int) -> None:
+        fake_cluster.volumes["v"] = StoredVolume("v", new, generation=2)
+
+    await holdfast.get_file("v", tmp_path / "copy", on_progress=replace)  # starts again by itself
+    assert (tmp_path / "copy").read_bytes() == new
+
+
+async def test_get_refuses_answers_about_something_else(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    async def whole(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"0123456789", headers={"ETag": '"1"'})
+
+    async def no_etag(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"0123456789")
+
+    async def shifted(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=206, body=b"12", headers={"ETag": '"1"', "Content-Range": "bytes 1-2/10"})
+
+    for answer, offset, length in ((whole, 2, 3), (no_etag, 0, None), (shifted, 2, 2)):
+        for gateway in fake_cluster.gateways:
+            gateway.before = [answer]
+        with pytest.raises(ServerFailure):
+            async with holdfast.open("v", offset=offset, length=length):
+                pass
+
+
+async def test_a_stalled_gateway_is_left(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    released = asyncio.Event()
+
+    async def stall(request: web.Request) -> web.StreamResponse | None:
+        await released.wait()
+        return None
+
+    fake_cluster.volumes["v"] = StoredVolume("v", b"x")
+    for gateway in fake_cluster.gateways[:2]:
+        gateway.before.append(stall)
+    try:
+        assert await holdfast.get("v") == b"x"
+        await holdfast.put("w", BIG)
+        assert fake_cluster.volumes["w"].data == BIG
+    finally:
+        released.set()
+
+
+async def test_a_receiver_that_takes_nothing_more_is_left_but_a_slow_source_is_not() -> None:
+    """A plain socket that reads the request's head and then never again: the kernel's buffers fill up."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    async def slow() -> AsyncIterator[bytes]:
+        await asyncio.sleep(1.5 * QUICK.idle_timeout_s)
+        yield b"late"
+
+    try:
+        async with Holdfast([url], policy=QUICK) as holdfast:
+            with pytest.raises(Unavailable):
+                await holdfast.put("v", b"x" * (16 << 20))
+    finally:
+        listener.close()
+    cluster = FakeCluster(1)
+    await cluster.start()
+    try:
+        async with Holdfast(cluster.urls, policy=QUICK) as holdfast:
+            await holdfast.put("v", slow())
+            assert cluster.volumes["v"].data == b"late"
+    finally:
+        await cluster.stop()
+
+
+async def test_get_file_appears_whole_or_not_at_all(
+    holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    target = tmp_path / "copy"
+    target.write_bytes(b"before")
+    target.chmod(0o640)
+    with pytest.raises(NotFound):
+        await holdfast.get_file("v", target)
+    fake_cluster.volumes["v"] = StoredVolume("v", BIG)
+
+    def look(done: int, total: int) -> None:
+        assert target.read_bytes() == b"before"
+        assert total == len(BIG)
+
+    await holdfast.get_file("v", target, on_progress=look)
+    assert target.read_bytes() == BIG
+    assert target.stat().st_mode & 0o777 == 0o640
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        await holdfast.get_file("v", target, on_progress=interrupt)
+    assert os.listdir(tmp_path) == ["copy"]
+
+
+async def test_zeroes_become_holes(holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path) -> None:
+    data = bytes(2 * BLOCK_SIZE) + b"end" + bytes(4 * BLOCK_SIZE)
+    fake_cluster.volumes["v"] = StoredVolume("v", data)
+    await holdfast.get_file("v", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+    assert (tmp_path / "copy").stat().st_blocks * 512 <= 2 * BLOCK_SIZE
+
+
+async def test_get_into_a_pipe(holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path) -> None:
+    fake_cluster.volumes["v"] = StoredVolume("v", b"through a pipe")
+    os.mkfifo(tmp_path / "pipe")
+    reading = asyncio.create_task(asyncio.to_thread((tmp_path / "pipe").read_bytes))
+    await holdfast.get_file("v", tmp_path / "pipe")
+    assert await reading == b"through a pipe"
+
+
+async def test_the_clusters_documents(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    paths = (
+        "/v1/cluster",
+        "/v1/nodes",
+        "/v1/layout",
+        "/v1/jobs",
+        "/v1/layout/plan",
+        "/v1/layout/apply",
+        "/v1/layout/abort",
+    )
+    fake_cluster.documents = {path: {"path": path} for path in paths}
+    calls = (holdfast.status, holdfast.nodes, holdfast.layout, holdfast.jobs, holdfast.plan_layout)
+    for path, call in zip(paths, calls, strict=False):
+        assert await call() == {"path": path}
+    assert await holdfast.apply_layout(7) == {"path": "/v1/layout/apply"}
+    assert await holdfast.abort_layout() == {"path": "/v1/layout/abort"}
+    assert fake_cluster.posted[1] == ("/v1/layout/apply", {"version": 7})

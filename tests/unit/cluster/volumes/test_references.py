@@ -1,0 +1,327 @@
+"""Reclaiming drops exactly what nobody needs: compared with brute force after random histories, and raced against writes that store
+the very same bytes again (docs/decisions/references.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import Conflict, HoldfastError, NoSpace, QuorumUnavailable
+from cluster.volumes.names import MIN_CHUNK_BYTES
+from cluster.volumes.service import Condition, VolumeService, VolumeSettings
+from tests.unit.cluster.volumes.memory_cluster import MemoryCluster, body_of, content, put
+from tests.unit.cluster.volumes.naive_references import heads_of, needed_references
+
+CELL = MIN_CHUNK_BYTES
+DEEP = VolumeSettings(leaf_extents=2, retired_grace_s=60)
+
+
+async def settle(cluster: MemoryCluster, *services: VolumeService) -> None:
+    """Let the grace pass and do all that is then due."""
+    for _ in range(4):
+        cluster.clock.now += 100
+        for service in services:
+            while await service.reclaimer.run_due():
+                pass
+
+
+def pattern(letter: int, length: int) -> bytes:
+    """Few different letters, so that equal chunks come up all the time; 0 is a hole."""
+    return bytes([letter]) * length
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(0, 2), st.integers(0, 6 * CELL)),
+        st.tuples(st.just("range"), st.integers(0, 2), st.integers(0, 6 * CELL), st.integers(1, 3 * CELL)),
+        st.tuples(st.just("tiny"), st.integers(0, 2), st.integers(0, 6 * CELL), st.integers(1, 9)),
+        st.tuples(st.just("grow"), st.integers(0, 400 * CELL)),
+        st.tuples(st.just("delete")),
+        st.tuples(st.just("wait"), st.floats(0, 130)),
+        st.tuples(st.just("unit")),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(steps, st.sampled_from([1, 2, 5]))
+def test_what_is_held_is_what_the_roots_need(history: list[tuple[str, int, int, int]], leaf_extents: int) -> None:
+    async def run() -> None:
+        cluster = MemoryCluster(settings=VolumeSettings(leaf_extents=leaf_extents, retired_grace_s=60))
+        service = cluster.gateway()
+        expected: bytearray | None = None
+        for step in history:
+            kind, numbers = step[0], step[1:]
+            if kind == "put":
+                data = pattern(*numbers[:2])
+                await put(service, "v", data)
+                expected = bytearray(data)
+            elif kind in {"range", "tiny"} and expected is not None:
+                letter, offset, length = numbers
+                offset = min(offset, len(expected))
+                data = pattern(letter, min(length, len(expected) - offset))
+                await service.write_range("v", offset, body_of(data), len(data))
+                expected[offset : offset + len(data)] = data
+            elif kind == "grow" and expected is not None and numbers[0] >= len(expected):
+                await service.resize("v", numbers[0])
+                expected.extend(bytes(numbers[0] - len(expected)))
+            elif kind == "delete" and expected is not None:
+                await service.delete("v")
+                expected = None
+            elif kind == "wait":
+                cluster.clock.now += numbers[0]
+            elif kind == "unit":
+                await service.reclaimer.run_due()
+            assert needed_references(cluster) <= cluster.chunks.all_references()
+            if expected is not None:
+                assert await content(service, "v") == expected
+        await settle(cluster, service)
+        assert not any(head.retired for head in heads_of(cluster))
+        assert cluster.chunks.all_references() == needed_references(cluster)
+        if expected is None:
+            assert cluster.registers.values == {}
+            assert cluster.chunks.payloads == {}
+
+    asyncio.run(run())
+
+
+async def test_the_race_a_put_of_the_same_bytes_against_the_reclaim_of_the_old_ones() -> None:
+    """The old version's chunk X is only in a retired root; a PUT has stored X again and not yet swung; reclaim drops the old reference;
+    then the PUT swings. X must live on."""
+    cluster = MemoryCluster(settings=VolumeSettings(retired_grace_s=60))
+    first, second = cluster.gateway(1), cluster.gateway(2)
+    same = pattern(7, CELL)
+    await put(first, "v", same)
+    await put(first, "v", pattern(8, CELL))
+    cluster.clock.now += 100
+
+    about_to_swing, go = asyncio.Event(), asyncio.Event()
+    swings = cluster.registers.swings
+
+    async def hold(number: int) -> None:
+        if number == swings + 1:
+            about_to_swing.set()
+            await go.wait()
+
+    cluster.registers.before_swing = hold
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(second.replace("v", body_of(same), CELL))
+        await about_to_swing.wait()
+        assert await first.reclaimer.run_due()
+        assert cluster.chunks.drops == 1
+        go.set()
+        await writing
+    assert await content(first, "v") == same
+    await settle(cluster, first, second)
+    assert await content(second, "v") == same
+    assert cluster.chunks.all_references() == needed_references(cluster)
+
+
+async def test_one_write_that_uses_a_chunk_twice_keeps_it_while_either_use_is_left() -> None:
+    cluster = MemoryCluster(settings=DEEP)
+    service = cluster.gateway()
+    await put(service, "v", pattern(5, 2 * CELL))
+    assert len(cluster.chunks.payloads) == 1
+    await service.write_range("v", 0, body_of(pattern(6, CELL)), CELL)
+    await settle(cluster, service)
+    assert await content(service, "v") == pattern(6, CELL) + pattern(5, CELL)
+    await service.write_range("v", CELL, body_of(pattern(6, CELL)), CELL)
+    await settle(cluster, service)
+    assert await content(service, "v") == pattern(6, 2 * CELL)
+    assert len(cluster.chunks.payloads) == 1
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_storm_of_writes_and_reclaimers(seed: int) -> None:
+    """Three gateways write equal bytes over each other, some writes fail or are cancelled, and all reclaim with no grace."""
+    cluster = MemoryCluster(seed=seed, settings=VolumeSettings(leaf_extents=2, retired_grace_s=0))
+    services = [cluster.gateway(number) for number in range(3)]
+    rng = random.Random(seed)
+    await put(services[0], "v", pattern(1, 6 * CELL))
+    cluster.scatter(seed)
+    scattered = cluster.chunks.before_put
+
+    async def failing(number: int) -> None:
+        await scattered(number)
+        if rng.random() < 0.03:
+            raise NoSpace("full")
+
+    cluster.chunks.before_put = failing
+    working = True
+
+    async def write(service: VolumeService) -> None:
+        for _ in range(12):
+            letter, offset = rng.randrange(3), rng.randrange(5) * CELL + rng.choice([0, 0, 100])
+            whole = rng.random() < 0.4
+            task = asyncio.create_task(write_once(service, letter, None if whole else offset))
+            if rng.random() < 0.1:
+                for _turn in range(rng.randrange(20)):
+                    await asyncio.sleep(0)
+                task.cancel()
+            try:
+                await task
+            except (HoldfastError, asyncio.CancelledError):
+                pass
+
+    async def reclaim(service: VolumeService) -> None:
+        while working:
+            cluster.clock.now += 1
+            await service.reclaimer.run_due()
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        reclaiming = [group.create_task(reclaim(service)) for service in services]
+        writing = [group.create_task(write(service)) for service in services]
+        for task in writing:
+            while not task.done():
+                live = needed_references(cluster, retired=False)
+                assert live <= cluster.chunks.all_references()
+                await asyncio.sleep(0)
+        working = False
+        await asyncio.gather(*reclaiming)
+    data = await content(services[0], "v")
+    assert len(data) == 6 * CELL
+    await settle(cluster, *services)
+    assert needed_references(cluster) <= cluster.chunks.all_references()
+    assert await content(services[1], "v") == data
+
+
+async def write_once(service: VolumeService, letter: int, offset: int | None) -> None:
+    if offset is None:
+        await put(service, "v", pattern(letter, 6 * CELL))
+    else:
+        await service.write_range("v", offset, body_of(pattern(letter, CELL)), CELL)
+
+
+async def test_a_failed_put_gives_back_what_it_stored() -> None:
+    cluster = MemoryCluster(settings=VolumeSettings(leaf_extents=2))
+    service = cluster.gateway()
+    await put(service, "v", pattern(1, CELL))
+
+    async def full(number: int) -> None:
+        if number == 12:
+            raise NoSpace("full")
+
+    cluster.chunks.before_put = full
+    data = b"".join(bytes([letter]) * CELL for letter in range(1, 20))
+    with pytest.raises(NoSpace):
+        await put(service, "v", data)
+    cluster.chunks.before_put = lambda _: asyncio.sleep(0)
+    assert await content(service, "v") == pattern(1, CELL)
+    await settle(cluster, service)
+    # At most the pieces that were in flight when it failed are left to the sweep.
+    extra = cluster.chunks.all_references() - needed_references(cluster)
+    assert len(extra) <= service.settings.write_window
+
+
+async def test_pages_of_an_attempt_that_lost_are_given_back() -> None:
+    cluster = MemoryCluster(settings=VolumeSettings(leaf_extents=2))
+    service, other = cluster.gateway(1), cluster.gateway(2)
+    await put(service, "v", b"".join(bytes([letter]) * CELL for letter in range(1, 100)))
+    swings = cluster.registers.swings
+
+    async def overtake(number: int) -> None:
+        if number == swings + 1:
+            await other.write_range("v", 90 * CELL, body_of(pattern(200, CELL)), CELL)
+
+    cluster.registers.before_swing = overtake
+    await service.write_range("v", 3 * CELL, body_of(pattern(201, CELL)), CELL)
+    data = await content(service, "v")
+    assert data[3 * CELL] == 201
+    assert data[90 * CELL] == 200
+    await settle(cluster, service, other)
+    assert cluster.chunks.all_references() == needed_references(cluster)
+
+
+async def test_a_conditional_put_that_loses_leaves_nothing() -> None:
+    cluster = MemoryCluster()
+    service, other = cluster.gateway(1), cluster.gateway(2)
+    await put(service, "v", pattern(1, CELL))
+    etag = (await service.show("v")).etag
+    swings = cluster.registers.swings
+
+    async def overtake(number: int) -> None:
+        if number == swings + 1:
+            await put(other, "v", pattern(2, CELL))
+
+    cluster.registers.before_swing = overtake
+    with pytest.raises(Conflict):
+        await service.replace("v", body_of(pattern(3, CELL)), CELL, Condition(if_match=frozenset({etag})))
+    await settle(cluster, service, other)
+    assert await content(service, "v") == pattern(2, CELL)
+    assert cluster.chunks.all_references() == needed_references(cluster)
+
+
+async def test_reclaiming_waits_for_a_quorum_and_goes_on() -> None:
+    cluster = MemoryCluster()
+    service = cluster.gateway()
+    await put(service, "v", pattern(1, 3 * CELL))
+    await put(service, "v", pattern(2, CELL))
+    failing = True
+
+    async def refuse(_: int) -> None:
+        if failing:
+            raise QuorumUnavailable("too few")
+
+    cluster.chunks.before_drop = refuse
+    cluster.clock.now += 100
+    assert await service.reclaimer.run_due()
+    assert service.jobs()[0].last_error == "quorum-unavailable: too few"
+    assert len(heads_of(cluster)[0].retired) == 1
+    failing = False
+    await settle(cluster, service)
+    assert cluster.chunks.all_references() == needed_references(cluster)
+
+
+async def test_another_gateway_finds_what_a_dead_one_left() -> None:
+    cluster = MemoryCluster(settings=DEEP)
+    dead, other = cluster.gateway(1), cluster.gateway(2)
+    await put(dead, "gone", pattern(1, 9 * CELL))
+    await dead.delete("gone")
+    await put(dead, "kept", pattern(2, CELL))
+    await put(dead, "kept", pattern(3, CELL))
+    task = asyncio.create_task(other.run())
+    try:
+        async with asyncio.timeout(20):
+            while (
+                cluster.chunks.all_references() != needed_references(cluster, retired=False)
+                or len(heads_of(cluster)) > 1
+            ):
+                cluster.clock.now += 20
+                await asyncio.sleep(0.001)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert await content(other, "kept") == pattern(3, CELL)
+
+
+async def test_a_head_full_of_retired_roots_makes_room() -> None:
+    cluster = MemoryCluster()
+    service = cluster.gateway()
+    for number in range(200):
+        await put(service, "v", pattern(1 + number % 250, CELL))
+        assert len(heads_of(cluster)[0].retired) <= 65
+    assert cluster.chunks.drops >= 130
+    await settle(cluster, service)
+    assert len(cluster.chunks.payloads) == 1
+
+
+async def test_a_head_that_cannot_make_room_refuses_before_it_grows_without_bound() -> None:
+    cluster = MemoryCluster()
+    service = cluster.gateway()
+
+    async def refuse(_: int) -> None:
+        raise QuorumUnavailable("too few")
+
+    cluster.chunks.before_drop = refuse
+    written = 0
+    with pytest.raises(HoldfastError, match="overwritten faster"):
+        for written in range(300):
+            await put(service, "v", pattern(1 + written % 250, CELL))
+    assert 100 <= written <= 140
+    assert await content(service, "v") == pattern(written, CELL)

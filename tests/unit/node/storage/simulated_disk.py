@@ -1,0 +1,321 @@
+"""A disk in memory that remembers what was not yet synced, shows what a crash may leave of it, and fails on demand.
+
+Every change is kept in `history`, so that after one run of a store every moment of it can be turned into the disk that a power cut at
+that moment would have left (`crashed`). `note` puts the test's own marks into the same history.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from node.storage.disk import Space
+
+PAGE = 512
+"""What a disk writes whole or not at all, in this simulation."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change: kind is create, write, truncate, sync, lost (a failed sync: what was pending will never be written), unlink,
+    rename, sync_directory, or note."""
+
+    kind: str
+    file: int = 0
+    path: str = ""
+    offset: int = 0
+    data: bytes = b""
+    note: Any = None
+
+
+@dataclass
+class Content:
+    """A file: what the disk has for sure, and what has been changed since the last sync."""
+
+    durable: bytearray = field(default_factory=bytearray)
+    pending: list[Event] = field(default_factory=list)
+    visible: bytearray = field(default_factory=bytearray)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a power cut does to changes that were not synced. `keep`: how many of each file's pending changes survive (None: all).
+    `torn`: bytes of the last of them that survive (None: all). `holes`: chance of each page of pending writes to be lost with its room
+    kept. `garbage`: what is in lost pages: random bytes, else zeroes. `names`: unsynced changes of the folder survive."""
+
+    keep: int | None = None
+    torn: int | None = None
+    holes: float = 0.0
+    garbage: bool = False
+    names: bool = True
+
+
+def apply(data: bytearray, event: Event) -> None:
+    if event.kind == "truncate":
+        del data[event.offset :]
+        data.extend(bytes(event.offset - len(data)))
+    else:
+        if len(data) < event.offset:
+            data.extend(bytes(event.offset - len(data)))
+        data[event.offset : event.offset + len(event.data)] = event.data
+
+
+class SimulatedDisk:
+    """Fulfils `Disk`. `fault(kind, n)` is asked before the n-th call (from 1) of each kind and may return an errno."""
+
+    def __init__(self, *, capacity: int = 1 << 40) -> None:
+        self.capacity = capacity
+        self.history: list[Event] = []
+        self.fault: Callable[[str, int], int | None] = lambda _kind, _n: None
+        self.calls: dict[str, int] = {}
+        self.cached = True
+        """Whether reads without waiting find everything."""
+        self._contents: dict[int, Content] = {}
+        self._names: dict[str, int] = {}
+        self._descriptors: dict[int, int] = {}
+        self._numbers = 0
+        self._lock = threading.RLock()
+
+    def note(self, mark: Any) -> None:
+        with self._lock:
+            self.history.append(Event("note", note=mark))
+
+    def _call(self, kind: str) -> None:
+        self.calls[kind] = self.calls.get(kind, 0) + 1
+        number = self.fault(kind, self.calls[kind])
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+
+    def _number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    # -- Disk
+
+    def create(self, path: str) -> int:
+        with self._lock:
+            self._call("create")
+            if path in self._names:
+                raise FileExistsError(errno.EEXIST, "exists", path)
+            file = self._number()
+            self._contents[file] = Content()
+            self._names[path] = file
+            self.history.append(Event("create", file, path))
+            return self._descriptor(file)
+
+    def open(self, path: str) -> int:
+        with self._lock:
+            self._call("open")
+            if path not in self._names:
+                raise FileNotFoundError(errno.ENOENT, "not there", path)
+            return self._descriptor(self._names[path])
+
+    def _descriptor(self, file: int) -> int:
+        descriptor = self._number()
+        self._descriptors[descriptor] = file
+        return descriptor
+
+    def close(self, descriptor: int) -> None:
+        with self._lock:
+            del self._descriptors[descriptor]
+
+    def pwritev(self, descriptor: int, buffers: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
+        with self._lock:
+            file = self._descriptors[descriptor]
+            data = b"".join(buffers)
+            try:
+                self._call("pwritev")
+            except OSError as error:
+                if error.errno == errno.ENOSPC and len(data) > 1:
+                    # as real ones do: what fits is written, and the next call finds the disk full
+                    data = data[: len(data) // 2]
+                    self.calls["pwritev"] -= 1
+                    if self._halved:
+                        self._halved = False
+                        self.calls["pwritev"] += 1
+                        raise
+                    self._halved = True
+                else:
+                    raise
+            content = self._contents[file]
+            room = self.capacity - self._used() + max(0, len(content.visible) - offset)
+            if len(data) > room:
+                data = data[: max(room, 0)]
+                if not data:
+                    raise OSError(errno.ENOSPC, "full")
+            event = Event("write", file, "", offset, data)
+            apply(content.visible, event)
+            content.pending.append(event)
+            self.history.append(event)
+            return len(data)
+
+    _halved = False
+
+    def _used(self) -> int:
+        return sum(len(self._contents[file].visible) for file in self._names.values())
+
+    def pread(self, descriptor: int, length: int, offset: int) -> bytes:
+        with self._lock:
+            self._call("pread")
+            return bytes(self._contents[self._descriptors[descriptor]].visible[offset : offset + length])
+
+    def preadv_nowait(self, descriptor: int, buffer: bytearray, offset: int) -> int:
+        if not self.cached:
+            return 0
+        with self._lock:
+            data = self._contents[self._descriptors[descriptor]].visible[offset : offset + len(buffer)]
+            buffer[: len(data)] = data
+            return len(data)
+
+    def fdatasync(self, descriptor: int) -> None:
+        with self._lock:
+            file = self._descriptors[descriptor]
+            try:
+                self._call("fdatasync")
+            except OSError:
+                self._contents[file].pending.clear()
+                self.history.append(Event("lost", file))
+                raise
+            content = self._contents[file]
+            for event in content.pending:
+                apply(content.durable, event)
+            content.pending.clear()
+            self.history.append(Event("sync", file))
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        with self._lock:
+            self._call("truncate")
+            file = self._descriptors[descriptor]
+            event = Event("truncate", file, "", size)
+            apply(self._contents[file].visible, event)
+            self._contents[file].pending.append(event)
+            self.history.append(event)
+
+    def size(self, descriptor: int) -> int:
+        with self._lock:
+            return len(self._contents[self._descriptors[descriptor]].visible)
+
+    def rename(self, source: str, target: str) -> None:
+        with self._lock:
+            self._call("rename")
+            self._names[target] = self._names.pop(source)
+            self.history.append(Event("rename", self._names[target], target, note=source))
+
+    def unlink(self, path: str) -> None:
+        with self._lock:
+            self._call("unlink")
+            file = self._names.pop(path)
+            self.history.append(Event("unlink", file, path))
+
+    def make_directory(self, path: str) -> None:
+        pass
+
+    def list_directory(self, path: str) -> list[str]:
+        with self._lock:
+            return [os.path.basename(name) for name in self._names if os.path.dirname(name) == path]
+
+    def fsync_directory(self, path: str) -> None:
+        with self._lock:
+            self._call("fsync_directory")
+            self.history.append(Event("sync_directory", path=path))
+
+    def space(self, path: str) -> Space:
+        with self._lock:
+            return Space(self.capacity, max(0, self.capacity - self._used()))
+
+    # -- for tests
+
+    def copy(self) -> SimulatedDisk:
+        """The disk as it is seen now, all of it durable."""
+        return self._with({path: bytes(self._contents[file].visible) for path, file in self._names.items()})
+
+    @staticmethod
+    def _with(files: dict[str, bytes]) -> SimulatedDisk:
+        disk = SimulatedDisk()
+        for path, data in files.items():
+            descriptor = disk.create(path)
+            if data:
+                disk.pwritev(descriptor, [data], 0)
+            disk.fdatasync(descriptor)
+            disk.close(descriptor)
+        disk.history.append(Event("sync_directory"))
+        disk.calls.clear()
+        return disk
+
+    def paths(self) -> list[str]:
+        return sorted(self._names)
+
+    def flip(self, path: str, offset: int, mask: int = 0x10) -> None:
+        """Rot: change a byte where it lies."""
+        with self._lock:
+            content = self._contents[self._names[path]]
+            content.visible[offset] ^= mask
+            if offset < len(content.durable):
+                content.durable[offset] ^= mask
+
+    def bytes_of(self, path: str) -> bytes:
+        return bytes(self._contents[self._names[path]].visible)
+
+    def crashed(self, at: int, loss: Loss, chance: random.Random) -> SimulatedDisk:
+        """The disk after a power cut behind the first `at` events of the history."""
+        contents: dict[int, Content] = {}
+        names: dict[str, int] = {}
+        unsynced: list[Event] = []
+        for event in self.history[:at]:
+            if event.kind in {"create", "unlink", "rename"}:
+                unsynced.append(event)
+                if event.kind == "create":
+                    contents[event.file] = Content()
+            elif event.kind == "sync_directory":
+                for change in unsynced:
+                    _rename(names, change)
+                unsynced = []
+            elif event.kind == "sync":
+                for change in contents[event.file].pending:
+                    apply(contents[event.file].durable, change)
+                contents[event.file].pending = []
+            elif event.kind == "lost":
+                contents[event.file].pending = []
+            elif event.kind in {"write", "truncate"}:
+                contents[event.file].pending.append(event)
+        if loss.names:
+            for change in unsynced:
+                _rename(names, change)
+        files = {path: _survivor(contents[file], loss, chance) for path, file in names.items()}
+        return self._with(files)
+
+
+def _rename(names: dict[str, int], event: Event) -> None:
+    if event.kind == "create":
+        names[event.path] = event.file
+    elif event.kind == "unlink":
+        names.pop(event.path, None)
+    else:
+        names.pop(event.note, None)
+        names[event.path] = event.file
+
+
+def _survivor(content: Content, loss: Loss, chance: random.Random) -> bytes:
+    data = bytearray(content.durable)
+    pending = content.pending if loss.keep is None else content.pending[: loss.keep]
+    for position, event in enumerate(pending):
+        piece = event.data
+        if loss.torn is not None and position == len(pending) - 1 and event.kind == "write":
+            piece = piece[: loss.torn]
+        if loss.holes and event.kind == "write":
+            mangled = bytearray(piece)
+            first = event.offset // PAGE
+            for page in range(first, (event.offset + len(piece) + PAGE - 1) // PAGE):
+                if chance.random() < loss.holes:
+                    start = max(page * PAGE - event.offset, 0)
+                    end = min((page + 1) * PAGE - event.offset, len(piece))
+                    mangled[start:end] = chance.randbytes(end - start) if loss.garbage else bytes(end - start)
+            piece = bytes(mangled)
+        if event.kind == "truncate" or piece:
+            apply(data, Event(event.kind, event.file, "", event.offset, piece))
+    return bytes(data)

@@ -1,0 +1,643 @@
+"""The chunk store's contract, on the simulated and the real disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from cluster.chunks.store import PAYLOAD_LIMIT, ChunkEntry, ChunkStore, Reference
+from cluster.doors.clock import SystemClock
+from cluster.errors import Corrupt, Invalid, NoSpace, NotFound
+from node.storage import chunk_store as chunk_store_module
+from node.storage import chunk_writer
+from node.storage.chunk_expiry import ChunkExpiry
+from node.storage.chunk_index import Damage
+from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore, default_reserve
+from node.storage.disk import Disk, RealDisk
+from tests.unit.node.storage.simulated_disk import SimulatedDisk
+
+ALICE = Reference(b"alice-0123456789", 3)
+BOB = Reference(b"bob-0123456789ab", 2)
+
+
+class ManualClock:
+    """Time that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        raise AssertionError("the store never sleeps")
+
+
+def chunk_of(payload: bytes | bytearray | memoryview) -> bytes:
+    return blake3(payload).digest()
+
+
+def payload_of(number: int, size: int) -> bytes:
+    return random.Random(number).randbytes(size)
+
+
+class Harness:
+    """A directory, a disk and a clock that outlive the stores opened on them."""
+
+    def __init__(self, directory: Path, disk: Disk | None = None) -> None:
+        directory.mkdir(exist_ok=True)
+        self.directory = str(directory)
+        self.simulated = SimulatedDisk()
+        self.disk: Disk = disk if disk is not None else self.simulated
+        self.clock = ManualClock()
+        self.damages: list[Damage] = []
+        self.settings: dict[str, float | int | None] = {"grace_s": 60.0, "file_bytes": 64 * 1024, "reserve_bytes": 0}
+
+    def make(self) -> LogChunkStore:
+        settings = ChunkStoreSettings(self.directory, **self.settings)  # type: ignore[arg-type]  # keyword by keyword they fit
+        return LogChunkStore(
+            settings, disk=self.disk, clock=self.clock, random=random.Random(7), on_damage=self.damages.append
+        )
+
+    @asynccontextmanager
+    async def store(self, *, abandon: bool = False) -> AsyncIterator[LogChunkStore]:
+        store = self.make()
+        await store.open()
+        try:
+            yield store
+        finally:
+            await (store.abandon() if abandon else store.close())
+
+    @property
+    def index(self) -> Path:
+        return Path(self.directory) / "chunks.sqlite"
+
+    def log(self, number: int = 1) -> str:
+        return os.path.join(self.directory, f"chunks-{number:08d}.log")
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path / "chunks")
+
+
+async def put(store: LogChunkStore, payload: bytes, reference: Reference = ALICE) -> bytes:
+    chunk = chunk_of(payload)
+    await store.put(chunk, payload, reference)
+    return chunk
+
+
+async def everything(store: LogChunkStore) -> list[ChunkEntry]:
+    return await store.list_partition(0, 0, None, 100_000)
+
+
+SIZES = [0, 1, 7, 4095, 4096, 16383, 16384, 16385, 50_000, 1_000_000]
+
+
+@pytest.mark.parametrize("real", [False, True])
+async def test_every_size_comes_back_whole_in_ranges_and_after_a_restart(tmp_path: Path, real: bool) -> None:
+    harness = Harness(tmp_path / "chunks", RealDisk() if real else None)
+    chunks: dict[bytes, bytes] = {}
+    async with harness.store() as store:
+        typed: ChunkStore = store
+        for size in SIZES:
+            payload = payload_of(size, size)
+            for kind in (bytes, bytearray, memoryview):
+                await typed.put(chunk_of(payload), kind(payload), ALICE)
+            chunks[chunk_of(payload)] = payload
+    for abandon in (True, False):
+        async with harness.store(abandon=abandon) as store:
+            for chunk, payload in chunks.items():
+                assert await store.read(chunk) == payload
+                assert await store.length(chunk) == len(payload)
+                chance = random.Random(len(payload))
+                for _ in range(10):
+                    start = chance.randint(0, len(payload))
+                    end = chance.randint(start, len(payload))
+                    assert await store.read(chunk, start, end - start) == payload[start:end]
+                    cached = store.read_cached(chunk, start, end - start)
+                    assert cached is None or cached == payload[start:end]
+                    if not real and end - start <= 256 * 1024:
+                        assert cached is not None
+                for start, length in ((-1, 1), (0, len(payload) + 1), (len(payload) + 1, 0), (0, -1)):
+                    with pytest.raises(Invalid):
+                        await store.read(chunk, start, length)
+                    with pytest.raises(Invalid):
+                        store.read_cached(chunk, start, length)
+            assert store.statistics().chunks == len(SIZES)
+            assert store.statistics().live_bytes == sum(SIZES)
+
+
+async def test_arguments_are_checked(harness: Harness) -> None:
+    async with harness.store() as store:
+        wrong: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.put(b"short", b"", ALICE),
+            lambda: store.put(bytes(32), b"", Reference(b"short", 1)),
+            lambda: store.put(bytes(32), b"", Reference(bytes(16), 0)),
+            lambda: store.put(bytes(32), b"", Reference(bytes(16), 256)),
+            lambda: store.put(bytes(32), bytes(PAYLOAD_LIMIT + 1), ALICE),
+            lambda: store.add_reference(b"short", ALICE),
+            lambda: store.drop_reference(bytes(32), b"short"),
+            lambda: store.read(b"short"),
+            lambda: store.holds([b"short"]),
+            lambda: store.list_partition(4, 2, None, 1),
+            lambda: store.list_partition(-1, 2, None, 1),
+            lambda: store.list_partition(0, 2, None, 0),
+            lambda: store.list_referrer(bytes(16), None, 0),
+        ]
+        for attempt in wrong:
+            with pytest.raises(Invalid):
+                await attempt()
+        with pytest.raises(NotFound):
+            await store.read(bytes(32))
+        with pytest.raises(NotFound):
+            await store.length(bytes(32))
+        assert store.read_cached(bytes(32), 0, 1) is None
+        words = memoryview(bytearray(64)).cast("I")
+        await store.put(chunk_of(bytes(64)), words, ALICE)
+        assert await store.read(chunk_of(bytes(64))) == bytes(64)
+
+
+async def test_references_come_and_go(harness: Harness) -> None:
+    async with harness.store(abandon=True) as store:
+        chunk = await put(store, b"payload")
+        assert not await store.add_reference(bytes(32), ALICE)
+        assert await store.add_reference(chunk, BOB)
+        assert await store.add_reference(chunk, Reference(ALICE.referrer, 5))
+        await store.put(chunk, b"payload", Reference(b"carol-0123456789", 1))
+        assert not await store.drop_reference(chunk, b"nobody-012345678")
+        assert await store.drop_reference(chunk, b"carol-0123456789")
+        assert not await store.drop_reference(chunk, b"carol-0123456789")
+        expected = [ChunkEntry(chunk, 7, (Reference(ALICE.referrer, 5), BOB))]
+        assert await everything(store) == expected
+    async with harness.store() as store:
+        assert await everything(store) == expected
+        assert await store.list_referrer(BOB.referrer, None, 10) == [chunk]
+        assert await store.list_referrer(b"carol-0123456789", None, 10) == []
+
+
+async def test_what_changes_nothing_writes_nothing(harness: Harness) -> None:
+    async with harness.store() as store:
+        chunk = await put(store, b"payload")
+        before = store.statistics().bytes_written
+        await put(store, b"payload")
+        assert await store.add_reference(chunk, ALICE)
+        assert not await store.drop_reference(chunk, BOB.referrer)
+        assert store.statistics().bytes_written == before
+
+
+async def test_a_chunk_without_references_is_deleted_after_the_grace_period_counted_over_restarts(harness: Harness) -> None:
+    async with harness.store() as store:
+        kept = await put(store, b"kept")
+        chunk = await put(store, b"payload")
+        revived = await put(store, b"revived")
+        await store.drop_reference(chunk, ALICE.referrer)
+        await store.drop_reference(revived, ALICE.referrer)
+        harness.clock.now += 40
+        job = ChunkExpiry(store)
+        assert not await job.run_once()
+        assert job.queue_length == 2
+        assert job.waiting_for is not None
+        assert "grace" in job.waiting_for
+        assert await store.read(chunk) == b"payload"
+        assert await store.add_reference(revived, BOB)
+    harness.clock.now = 5000.0  # the time while it was closed does not count
+    for abandon in (True, False):
+        async with harness.store(abandon=abandon) as store:
+            harness.clock.now += 9
+            job = ChunkExpiry(store)
+            await job.run_once()
+            assert await store.holds([kept, chunk, revived]) == [True, True, True]
+            await put(store, f"so that the age {abandon} is on record".encode())
+    async with harness.store() as store:
+        harness.clock.now += 3
+        await ChunkExpiry(store).run_once()
+        assert await store.holds([kept, chunk, revived]) == [True, False, True]
+        assert store.read_cached(chunk, 0, 1) is None
+        with pytest.raises(NotFound):
+            await store.read(chunk)
+
+
+@pytest.mark.parametrize("flush_states", [5, 1000])
+async def test_listings_page_through_index_and_memory_alike(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, flush_states: int
+) -> None:
+    monkeypatch.setattr(chunk_writer, "FLUSH_STATES", flush_states)
+    chance = random.Random(3)
+    async with harness.store() as store:
+        held: set[bytes] = set()
+        bobs: set[bytes] = set()
+        for number in range(150):
+            chunk = await put(store, payload_of(number, 20))
+            held.add(chunk)
+            if number % 3 == 0:
+                await store.add_reference(chunk, BOB)
+                bobs.add(chunk)
+            if number % 7 == 0:
+                await store.drop_reference(chunk, BOB.referrer)
+                bobs.discard(chunk)
+        for limit in (1, 7, 150, 151):
+            for bits in (0, 1, 3, 32):
+                partition = chance.randrange(1 << bits) if bits < 32 else int.from_bytes(min(held)[:4], "big")
+                wanted = sorted(c for c in held if int.from_bytes(c, "big") >> (256 - bits) == partition)
+                found: list[bytes] = []
+                after = None
+                while True:
+                    page = await store.list_partition(partition, bits, after, limit)
+                    found += [entry.chunk for entry in page]
+                    if len(page) < limit:
+                        break
+                    after = page[-1].chunk
+                assert found == wanted
+            listed: list[bytes] = []
+            after = None
+            while True:
+                names = await store.list_referrer(BOB.referrer, after, limit)
+                listed += names
+                if len(names) < limit:
+                    break
+                after = names[-1]
+            assert listed == sorted(bobs)
+
+
+async def test_a_partition_that_moved_away_is_dropped_whole(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_store_module, "PARTITION_PAGE", 10)
+    async with harness.store(abandon=True) as store:
+        chunks = [await put(store, payload_of(number, 30)) for number in range(100)]
+        inside = [chunk for chunk in chunks if chunk[0] >> 6 == 2]
+        assert await store.drop_partition(2, 2) == len(inside) > 10
+        assert await store.drop_partition(2, 2) == 0
+    async with harness.store() as store:
+        assert await store.holds(chunks) == [chunk not in inside for chunk in chunks]
+        assert store.statistics().chunks == 100 - len(inside)
+
+
+async def test_the_sync_comes_before_the_answer_and_is_shared(harness: Harness) -> None:
+    async with harness.store() as store:
+
+        async def one(number: int) -> None:
+            await put(store, payload_of(number, 100))
+            harness.simulated.note("answered")
+
+        before = store.statistics().syncs
+        await asyncio.gather(*[one(number) for number in range(200)])
+        syncs = store.statistics().syncs - before
+        assert 1 <= syncs < 50
+        chunk = await put(store, b"x")
+        await store.add_reference(chunk, BOB)
+        harness.simulated.note("answered")
+        await store.drop_reference(chunk, BOB.referrer)
+        harness.simulated.note("answered")
+    pending = 0
+    answers = 0
+    for event in harness.simulated.history:
+        if event.kind == "write":
+            pending += 1
+        elif event.kind == "sync":
+            pending = 0
+        elif event.kind == "note":
+            answers += 1
+            assert not pending, "an answer was given before the sync"
+    assert answers == 202
+
+
+async def test_dead_files_are_unlinked_and_nothing_comes_back(harness: Harness) -> None:
+    harness.settings["grace_s"] = 0.0
+    harness.settings["file_bytes"] = 10_000
+    model: dict[bytes, bytes] = {}
+    chance = random.Random(5)
+    most = 0
+    for _ in range(12):
+        async with harness.store(abandon=chance.random() < 0.5) as store:
+            for _ in range(30):
+                payload = chance.randbytes(500)
+                model[await put(store, payload)] = payload
+            for chunk in chance.sample(sorted(model), 26):
+                await store.drop_reference(chunk, ALICE.referrer)
+                del model[chunk]
+            await ChunkExpiry(store).run_once()
+            most = max(most, store.statistics().log_files)
+            assert {entry.chunk for entry in await everything(store)} == set(model)
+        if chance.random() < 0.5:
+            harness.index.unlink()
+            async with harness.store() as store:
+                assert {entry.chunk: await store.read(entry.chunk) for entry in await everything(store)} == model
+    async with harness.store() as store:
+        for chunk in model:
+            await store.drop_reference(chunk, ALICE.referrer)
+        for _ in range(3):
+            await ChunkExpiry(store).run_once()
+        await put(store, bytes(20_000))
+        await ChunkExpiry(store).run_once()
+        assert store.statistics().log_files <= 2
+    assert most < 20
+
+
+async def test_puts_leave_the_reserve_free_and_deletes_go_on(harness: Harness) -> None:
+    harness.simulated.capacity = 100_000
+    harness.settings["reserve_bytes"] = 20_000
+    harness.settings["grace_s"] = 0.0
+    harness.settings["file_bytes"] = 20_000
+    chunks: list[bytes] = []
+    async with harness.store() as store:
+        with pytest.raises(NoSpace):
+            for number in range(100):
+                chunks.append(await put(store, payload_of(number, 5000)))
+        assert store.statistics().free_bytes >= 20_000
+        assert 10 <= len(chunks) <= 16
+        assert await store.add_reference(chunks[0], BOB)
+        for chunk in chunks[1:]:
+            assert await store.drop_reference(chunk, ALICE.referrer)
+        await ChunkExpiry(store).run_once()
+        await put(store, payload_of(1000, 5000))
+        assert await store.read(chunks[0]) == payload_of(0, 5000)
+    assert default_reserve(1 << 30) == (1 << 30) // 20
+    assert default_reserve(100 << 30) == 1 << 30
+    assert default_reserve(10 << 30) == 256 << 20
+
+
+async def test_damage_is_found_by_reading_set_aside_and_replaced_by_a_put(harness: Harness) -> None:
+    async with harness.store() as store:
+        payload = payload_of(1, 40_000)
+        chunk = await put(store, payload)
+        other = await put(store, b"other")
+        await store.read(chunk)
+        harness.simulated.flip(harness.log(), 30_000)
+        assert store.read_cached(chunk, 0, 100) == payload[:100], "another block"
+        assert store.read_cached(chunk, 29_000, 2000) is None
+        with pytest.raises(Corrupt):
+            await store.read(chunk, 29_000, 2000)
+        assert [damage.chunk for damage in harness.damages] == [chunk]
+        assert store.statistics().quarantined == 1
+        assert await store.holds([chunk, other]) == [False, True]
+        assert not await store.add_reference(chunk, BOB)
+        assert store.read_cached(chunk, 0, 100) is None
+        with pytest.raises(NotFound):
+            await store.read(chunk)
+        await store.put(chunk, payload, BOB)
+        assert await store.read(chunk) == payload
+    for _ in range(2):
+        async with harness.store() as store:
+            assert await store.read(chunk) == payload
+            assert store.statistics().quarantined == 1
+        harness.index.unlink()
+
+
+async def test_a_put_over_a_damaged_copy_replaces_it_and_keeps_its_references(harness: Harness) -> None:
+    payload = payload_of(1, 40_000)
+    chunk = chunk_of(payload)
+    async with harness.store(abandon=True) as store:
+        await store.put(chunk, payload, ALICE)
+        await store.add_reference(chunk, BOB)
+        harness.simulated.flip(harness.log(), 30_000)
+        await store.put(chunk, payload, Reference(ALICE.referrer, 9))
+        assert await store.read(chunk) == payload
+        assert len(harness.damages) == 1
+    async with harness.store() as store:
+        assert await everything(store) == [ChunkEntry(chunk, 40_000, (Reference(ALICE.referrer, 9), BOB))]
+        assert await store.read(chunk) == payload
+
+
+async def test_a_flipped_bit_anywhere_is_never_served(harness: Harness) -> None:
+    chunks: dict[bytes, bytes] = {}
+    async with harness.store() as store:
+        for number in range(20):
+            payload = payload_of(number, 100 + 400 * number)
+            chunks[await put(store, payload)] = payload
+    whole = harness.simulated
+    chance = random.Random(11)
+    saved = harness.index.read_bytes(), Path(f"{harness.index}.seal").read_bytes()
+    lost = 0
+    for round_ in range(60):
+        harness.disk = harness.simulated = whole.copy()
+        size = len(harness.simulated.bytes_of(harness.log(2 if round_ % 2 and len(whole.paths()) > 1 else 1)))
+        harness.simulated.flip(harness.log(2 if round_ % 2 and len(whole.paths()) > 1 else 1), chance.randrange(size), 1 << chance.randrange(8))
+        if round_ % 3:
+            harness.index.write_bytes(saved[0])
+            Path(f"{harness.index}.seal").write_bytes(saved[1])
+        else:
+            harness.index.unlink()
+        async with harness.store() as store:
+            for chunk, payload in chunks.items():
+                try:
+                    assert await store.read(chunk) == payload
+                except (Corrupt, NotFound):
+                    lost += 1
+                    assert not (await store.holds([chunk]))[0]
+    assert 20 < lost <= 61
+
+
+def damage_index(harness: Harness, how: str, older: bytes) -> None:
+    data = harness.index.read_bytes()
+    if how == "missing":
+        harness.index.unlink()
+    elif how == "truncated":
+        harness.index.write_bytes(data[: len(data) // 2])
+    elif how == "empty":
+        harness.index.write_bytes(b"")
+    elif how == "garbage":
+        harness.index.write_bytes(random.Random(1).randbytes(len(data)))
+    elif how == "page":
+        harness.index.write_bytes(data[:8192] + random.Random(1).randbytes(4096) + data[12288:])
+    elif how == "flip":
+        at = data.index(payload_chunk(3))
+        harness.index.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    elif how == "older":
+        harness.index.write_bytes(older)
+    elif how == "seal":
+        Path(f"{harness.index}.seal").write_bytes(b"{garbage")
+
+
+def payload_chunk(number: int) -> bytes:
+    return chunk_of(payload_of(number, 3000))
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "empty", "garbage", "page", "flip", "older", "seal"])
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_a_bad_index_is_rebuilt(harness: Harness, monkeypatch: pytest.MonkeyPatch, how: str, sealed: bool) -> None:
+    if how in {"flip", "seal"} and not sealed:
+        pytest.skip("only a seal tells")
+    monkeypatch.setattr(chunk_writer, "FLUSH_STATES", 10)
+    harness.settings["grace_s"] = 0.0
+    async with harness.store() as store:
+        for number in range(30):
+            await put(store, payload_of(number, 3000))
+    older = harness.index.read_bytes()
+    async with harness.store(abandon=not sealed) as store:
+        for number in range(20, 60):
+            await put(store, payload_of(number, 3000), BOB)
+        for number in range(25):
+            if number % 4:
+                await store.drop_reference(payload_chunk(number), ALICE.referrer)
+        await ChunkExpiry(store).run_once()
+        expected = await everything(store)
+        statistics = store.statistics()
+    damage_index(harness, how, older)
+    store = harness.make()
+    found = await store.open()
+    try:
+        if how != "older":
+            assert found.rebuilt is not None
+        assert await everything(store) == expected
+        for entry in expected:
+            assert chunk_of(await store.read(entry.chunk)) == entry.chunk
+        assert await store.list_referrer(BOB.referrer, None, 100) == sorted(
+            entry.chunk for entry in expected if BOB.referrer in {one.referrer for one in entry.references}
+        )
+        after = store.statistics()
+        assert (after.chunks, after.live_bytes, after.log_files) == (
+            statistics.chunks,
+            statistics.live_bytes,
+            statistics.log_files,
+        )
+    finally:
+        await store.close()
+
+
+async def test_an_index_that_goes_bad_while_in_use_is_rebuilt_behind_the_question(harness: Harness) -> None:
+    async with harness.store() as store:
+        chunks = [await put(store, payload_of(number, 100)) for number in range(50)]
+    async with harness.store() as store:
+        assert not store.statistics().pending
+        with sqlite3.connect(harness.index) as connection:
+            connection.execute("UPDATE chunks SET offset = offset + 8 WHERE chunk IN (?, ?)", (chunks[3], chunks[4]))
+        connection.close()
+        found = await asyncio.gather(*[store.read(chunk) for chunk in chunks])
+        assert found == [payload_of(number, 100) for number in range(50)]
+        with sqlite3.connect(harness.index) as connection:
+            connection.execute("UPDATE chunks SET offset = offset + 8 WHERE chunk = ?", (chunks[5],))
+        connection.close()
+        await store.put(chunks[5], payload_of(5, 100), BOB)
+        assert len(await everything(store)) == 50
+        assert harness.damages == []
+
+
+async def test_an_index_of_another_log_is_not_believed(tmp_path: Path) -> None:
+    one, two = Harness(tmp_path / "one"), Harness(tmp_path / "two")
+    async with one.store() as store:
+        await put(store, b"one")
+    async with two.store() as store:
+        await asyncio.gather(*[put(store, payload_of(number, 100)) for number in range(10)])
+    for suffix in ("", ".seal"):
+        shutil.copyfile(f"{one.index}{suffix}", f"{two.index}{suffix}")
+    descriptor = two.simulated.open(two.log())
+    header = bytearray(two.simulated.pread(descriptor, 64, 0))
+    assert header[:8] == b"HFCHUNKS"
+    two.simulated.close(descriptor)
+    # the same seed gave both logs the same salt; a log of its own has another
+    store = two.make()
+    store._log._new_salt = lambda: 99
+    other = Harness(tmp_path / "three")
+    third = other.make()
+    third._log._new_salt = lambda: 99
+    await third.open()
+    await asyncio.gather(*[put(third, payload_of(number, 100)) for number in range(10)])
+    await third.close()
+    for suffix in ("", ".seal"):
+        shutil.copyfile(f"{one.index}{suffix}", f"{other.index}{suffix}")
+    third = other.make()
+    found = await third.open()
+    assert found.rebuilt is not None
+    assert len(await everything(third)) == 10
+    await third.close()
+
+
+async def test_a_log_inside_a_chunk_is_not_taken_for_records(harness: Harness) -> None:
+    async with harness.store() as store:
+        for number in range(5):
+            await put(store, payload_of(number, 500))
+        inner = harness.simulated.bytes_of(harness.log())
+        chunk = await put(store, inner)
+        await put(store, b"after")
+        start = harness.simulated.bytes_of(harness.log()).index(inner)
+        expected = {entry.chunk for entry in await everything(store)}
+    harness.simulated.flip(harness.log(), start - 60)  # the header of the chunk that holds a log
+    harness.index.unlink()
+    async with harness.store() as store:
+        assert {entry.chunk for entry in await everything(store)} == expected - {chunk}
+        assert len(harness.damages) == 1
+
+
+async def test_the_queue_holds_back_instead_of_growing(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_store_module, "QUEUE_BYTES", 10_000)
+    async with harness.store() as store:
+        most = 0
+
+        async def one(number: int) -> None:
+            nonlocal most
+            await put(store, payload_of(number, 3000))
+            most = max(most, store._queued_bytes)
+
+        await asyncio.gather(*[one(number) for number in range(50)])
+        assert most <= 10_000
+        cancelled = [asyncio.ensure_future(one(number)) for number in range(100, 120)]
+        await asyncio.sleep(0)
+        for task in cancelled:
+            task.cancel()
+        await asyncio.gather(*cancelled, return_exceptions=True)
+        await store.settle()
+        assert store._queued_bytes == 0
+        await put(store, b"still going")
+
+
+async def test_a_start_after_a_kill_replays_only_the_end_of_the_log(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_writer, "FLUSH_STATES", 100)
+    async with harness.store(abandon=True) as store:
+        chunks = [await put(store, payload_of(number, 50)) for number in range(450)]
+    store = harness.make()
+    found = await store.open()
+    assert found.rebuilt is None
+    assert 0 < found.replayed <= 250
+    assert await store.holds(chunks) == [True] * 450
+    await store.close()
+    store = harness.make()
+    assert (await store.open()).replayed == 0
+    await store.close()
+
+
+async def test_real_files_with_many_readers_and_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_writer, "FLUSH_STATES", 64)
+    harness = Harness(tmp_path / "chunks", RealDisk())
+    harness.settings["grace_s"] = 0.0
+    store = LogChunkStore(
+        ChunkStoreSettings(harness.directory, grace_s=0.0, file_bytes=200_000, reserve_bytes=0),
+        disk=harness.disk,
+        clock=SystemClock(),
+        random=random.Random(1),
+    )
+    await store.open()
+    kept: dict[bytes, bytes] = {}
+
+    async def work(worker: int) -> None:
+        chance = random.Random(worker)
+        for number in range(40):
+            payload = chance.randbytes(chance.randrange(12_000))
+            chunk = await put(store, payload)
+            assert await store.read(chunk) == payload
+            if number % 3:
+                await store.drop_reference(chunk, ALICE.referrer)
+            else:
+                kept[chunk] = payload
+            if number % 10 == 9:
+                await ChunkExpiry(store).run_once()
+
+    await asyncio.gather(*[work(worker) for worker in range(16)])
+    await ChunkExpiry(store).run_once()
+    store._catalog.ledger.check()
+    assert {entry.chunk for entry in await everything(store)} == set(kept)
+    await store.close()
+    async with harness.store() as store:
+        for chunk, payload in kept.items():
+            assert await store.read(chunk) == payload
