@@ -48,8 +48,8 @@ class BrokenAnswerError(ConnectionError):
 class Connection(Protocol):
     """The connection, as far as a request needs it."""
 
-    def hurry_close(self) -> None:
-        """Close soon after the answer: nothing more is expected from the client."""
+    def leave_body(self, *, hurry: bool) -> None:
+        """The request is being answered before its body has come to its end. `hurry`: no more of it is expected."""
 
 
 class ApiRequest(web.BaseRequest):
@@ -97,8 +97,7 @@ class ApiRequest(web.BaseRequest):
         waiting = self.waits_for_continue or response.status == 408
         if waiting or declared is None or int(declared) - self.bytes_received > BODY_REST_LIMIT:
             response.force_close()
-        if waiting:
-            cast("Connection", self.protocol).hurry_close()
+        cast("Connection", self.protocol).leave_body(hurry=waiting)
 
     @property
     def declared_length(self) -> int | None:

@@ -66,7 +66,7 @@ BACKLOG = 512
 class ApiConnection(web.RequestHandler):
     """One connection: aiohttp's protocol, with bounds on a slow head, a word for half-closed bodies, and problems for garbage."""
 
-    __slots__ = ("_counters", "_head_timer", "body")
+    __slots__ = ("_body_left", "_counters", "_head_timer", "body")
 
     def __init__(self, server: ApiHttpServer, counters: RequestCounters, **settings: Any) -> None:
         super().__init__(server, **settings)
@@ -74,6 +74,8 @@ class ApiConnection(web.RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
         self.body: StreamReader = EMPTY_PAYLOAD
         """The body of the newest request taken up."""
+        self._body_left = False
+        """That request is answered, and nobody reads the rest of its body."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -86,10 +88,9 @@ class ApiConnection(web.RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        lingering = self._current_request is None
         super().connection_lost(exc)
-        if lingering and not self.body.is_eof():
-            self.body.feed_eof()  # ends the wait for the rest of a refused body
+        if self._body_left and not self.body.is_eof():
+            self.body.feed_eof()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -99,7 +100,7 @@ class ApiConnection(web.RequestHandler):
                 self._head_timer = None
             if not isinstance(self._messages[-1][0], RawRequestMessage) and not self.body.is_eof():
                 # The parser has given up in the middle of a body; its reader would wait for ever.
-                set_body_exception(self.body, TransferEncodingError("a chunk of the chunked body is malformed"))
+                self._end_body(self.body, TransferEncodingError("a chunk of the chunked body is malformed"))
         elif self._head_timer is None and self._waiter is not None and not self._waiter.done():
             self._head_timer = self._loop.call_later(REQUEST_HEAD_S, self._head_too_slow)
 
@@ -107,7 +108,7 @@ class ApiConnection(web.RequestHandler):
         """The client sends nothing more: what it is owed still goes out, and an unfinished body is over."""
         body = self._messages[-1][1] if self._messages else self.body
         if not body.is_eof():
-            set_body_exception(body, BodyCutShortError())
+            self._end_body(body, BodyCutShortError())
             return True
         idle = self._waiter is not None and not self._waiter.done()
         if self._messages or (self._request_count and not idle):
@@ -115,8 +116,21 @@ class ApiConnection(web.RequestHandler):
             return True
         return None
 
-    def hurry_close(self) -> None:
-        self._lingering_time = HURRIED_LINGER_S
+    def leave_body(self, *, hurry: bool) -> None:
+        self._body_left = True
+        if hurry:
+            self._lingering_time = HURRIED_LINGER_S
+
+    def take_up(self, body: StreamReader) -> None:
+        """A new request with this body."""
+        self.body = body
+        self._body_left = False
+
+    def _end_body(self, body: StreamReader, error: Exception) -> None:
+        """The rest of a body will never come: its reader gets the error, and what only waits for its end is released."""
+        if not (self._body_left and body is self.body):
+            body.set_exception(error)
+        body.feed_eof()
 
     def handle_error(
         self,
@@ -177,12 +191,6 @@ def parse_problem(error: HttpProcessingError) -> tuple[HoldfastError, int]:
     return Invalid(f"This is not a request of HTTP/1.1: {reason}"), 400
 
 
-def set_body_exception(body: StreamReader, error: Exception) -> None:
-    """End a body whose rest will never come: its reader gets the error, and nobody waits for more."""
-    body.set_exception(error)
-    body.feed_eof()
-
-
 class ApiHttpServer(web.Server):
     """aiohttp's server, making connections and requests of our kinds."""
 
@@ -209,7 +217,7 @@ class ApiHttpServer(web.Server):
 
 
 def _make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> ApiRequest:
-    protocol.body = payload
+    protocol.take_up(payload)
     return ApiRequest(message, payload, protocol, writer, task, task.get_loop())
 
 

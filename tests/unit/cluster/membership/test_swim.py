@@ -349,3 +349,12 @@ def test_it_takes_its_own_address_back_once_and_yields_to_whoever_answers() -> N
     answer = replace(holder, incarnation=alone.swim.me.incarnation + 1)
     alone.swim.received(member("a"), [answer])
     assert alone.swim.rival == answer
+
+
+def test_it_does_not_yield_to_somebody_who_merely_asks_for_the_name() -> None:
+    alone = Alone()
+    asking = replace(member("me", ASKING, store=b"zzzzzzzz"), host="elsewhere")
+    assert beats(asking, alone.swim.me)
+    alone.swim.exchanged(member("a"), [asking])
+    assert alone.swim.rival is None
+    assert alone.swim.claimed

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import uvloop
 
 from cluster.errors import Conflict, HoldfastError, Invalid, NotFound
 from cluster.volumes.volume import UNCONDITIONAL, Condition, Volume, VolumePage
@@ -356,9 +355,3 @@ async def guarded() -> AsyncIterator[Harness]:
     harness = await start("s3cret")
     yield harness
     await stop(harness)
-
-
-@pytest.fixture(scope="module")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    """The loop of the daemon: closing and half-closing differ in detail from asyncio's own."""
-    return uvloop.EventLoopPolicy()

@@ -453,6 +453,26 @@ async def test_a_refusal_in_mid_body_reaches_a_client_that_is_still_sending(http
     assert not http.volumes.contents
 
 
+@pytest.mark.parametrize("rest", ["half-close", "garbage", "close"])
+async def test_what_becomes_of_a_refused_body_is_no_error(
+    http: Harness, rest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    http.volumes.put("v", SMALL)
+    connection = await http.connect()
+    await connection.send(f"PUT {DATA} HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\nIf-None-Match: *\r\n\r\n")
+    assert (await connection.receive()).status == 412
+    if rest == "half-close":
+        connection.writer.write_eof()
+    elif rest == "garbage":
+        await connection.send("zz\r\n")
+    else:
+        connection.close()
+    if rest != "close":
+        assert await connection.at_eof()
+    await http.until(lambda: not http.server.connections)
+    assert not caplog.records
+
+
 async def test_a_small_refused_body_does_not_cost_the_connection(http: Harness) -> None:
     connection = await http.connect()
     for _ in range(2):
