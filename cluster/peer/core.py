@@ -159,6 +159,7 @@ class PeerCore:
             me,
             self.rpc,
             self.acceptor,
+            self.registers,
             doors.registers,
             doors.chunks,
             self.installed,

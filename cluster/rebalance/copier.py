@@ -28,9 +28,13 @@ from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import FillProgress, GetFill
 from cluster.governance.state import LayoutState
 from cluster.register.acceptor import Acceptor
-from cluster.register.messages import Export
+from cluster.register.ballot import NO_BALLOT
+from cluster.register.copying import merge_pages
+from cluster.register.key import RegisterKey
+from cluster.register.messages import Export, Exported
 from cluster.register.quorum import majority
-from cluster.register.store import FRESH, LEARNER, VOTER, MetaWrite, PartitionRecord, RegisterStore
+from cluster.register.registers import Registers
+from cluster.register.store import FRESH, LEARNER, VOTER, MetaWrite, Page, PartitionRecord, RegisterStore
 from cluster.register.view import META_PARTITION
 from cluster.rpc.caller import Caller
 from cluster.rpc.message import Buffer
@@ -64,6 +68,7 @@ class Copier:
         me: str,
         caller: Caller,
         acceptor: Acceptor,
+        registers: Registers,
         store: RegisterStore,
         chunks: ChunkStore,
         installed: InstalledLayout,
@@ -74,6 +79,7 @@ class Copier:
         self._me = me
         self._caller = caller
         self._acceptor = acceptor
+        self._registers = registers
         self._store = store
         self._chunks = chunks
         self._installed = installed
@@ -191,18 +197,16 @@ class Copier:
         others = [name for name in group if name != self._me]
         needed = _sources_needed(group, self._me)
         before = self._acceptor.state(partition)
-        copied = 0
+        candidates = sorted(others, key=lambda name: not self._installed.is_alive(name))
         trouble: dict[str, str] = {}
-        for name in sorted(others, key=lambda n: not self._installed.is_alive(n)):
-            try:
-                await self._copy_from(name, partition)
-            except HoldfastError as error:
-                trouble[name] = error.code
-                continue
-            copied += 1
-            if copied >= needed:
+        while len(candidates) >= needed:
+            sources = candidates[:needed]
+            failed = await self._copy_from(sources, group, partition)
+            if not failed:
                 break
-        if copied < needed:
+            trouble.update(failed)
+            candidates = [name for name in candidates if name not in failed]
+        else:
             why = ", ".join(f"{name}: {code}" for name, code in trouble.items())
             raise QuorumUnavailable(
                 f"partition {partition} can be learned only from {needed} of {', '.join(others) or 'no others'} ({why})"
@@ -211,18 +215,37 @@ class Copier:
             raise StaleLayout("the layout changed while a partition was copied", version=self._epoch)
         await self._acceptor.set_standings({partition: PartitionRecord(standing=VOTER, tenure=before.tenure)})
 
-    async def _copy_from(self, name: str, partition: int) -> None:
-        """Everything that one replica holds in a partition."""
-        request = Export(partition, False, "", b"", b"", PAGE)
+    async def _copy_from(self, sources: Sequence[str], group: Sequence[str], partition: int) -> dict[str, str]:
+        """Everything that the sources hold in a partition, side by side; what is not known to be decided is settled. Empty when
+        all went well, else the sources that failed, and why."""
+        after: RegisterKey | None = None
         while True:
-            reply = await self._caller.call(name, request, deadline_s=CALL_DEADLINE_S)
-            page = reply.message
-            records = [(entry.key, entry.record) for entry in page.entries]
-            await self._acceptor.import_records(partition, records, page.promised)
-            if not page.more:
-                return
-            last = records[-1][0]
-            request = Export(partition, True, last.table, last.partition, last.sort, PAGE)
+            exports = await asyncio.gather(*(self._export(name, partition, after) for name in sources))
+            failed = {name: e.code for name, e in zip(sources, exports, strict=True) if isinstance(e, HoldfastError)}
+            if failed:
+                return failed
+            pages: dict[str, Page] = {}
+            promised = NO_BALLOT
+            for name, export in zip(sources, exports, strict=True):
+                assert isinstance(export, Exported)
+                pages[name] = Page([(entry.key, entry.record) for entry in export.entries], export.more)
+                promised = max(promised, export.promised)
+            merged = merge_pages(pages, group)
+            for key in await self._acceptor.import_records(partition, merged.records, promised):
+                await self._registers.settle(key, partition=partition)
+            if merged.resume is None:
+                return {}
+            after = merged.resume
+
+    async def _export(self, name: str, partition: int, after: RegisterKey | None) -> Exported | HoldfastError:
+        if after is None:
+            request = Export(partition, False, "", b"", b"", PAGE)
+        else:
+            request = Export(partition, True, after.table, after.partition, after.sort, PAGE)
+        try:
+            return (await self._caller.call(name, request, deadline_s=CALL_DEADLINE_S)).message
+        except HoldfastError as error:
+            return error
 
     # Chunks
 
