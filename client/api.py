@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from client.content import Content
+from client.content import Content, quoted_etag
 from client.endpoints import endpoints_from_environment
 from client.errors import Conflict, ContentChanged, HoldfastError, Invalid, NotFound, OutcomeUnknown
 from client.file_sink import FileSink
@@ -336,11 +336,7 @@ def _path(name: str, rest: str = "") -> str:
 def _conditions(if_match: str | None, if_none_match: str | None) -> dict[str, str]:
     """The headers; an ETag may be given with or without its quotes."""
     given = {"If-Match": if_match, "If-None-Match": if_none_match}
-    return {name: _quoted(value) for name, value in given.items() if value is not None}
-
-
-def _quoted(etag: str) -> str:
-    return etag if etag == "*" or '"' in etag else f'"{etag}"'
+    return {name: quoted_etag(value) for name, value in given.items() if value is not None}
 
 
 def _settle(answer: Answer, message: str) -> None:

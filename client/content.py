@@ -30,6 +30,11 @@ from client.transport import AttemptFailed, Call, Transport
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
+def quoted_etag(etag: str) -> str:
+    """As HTTP writes it: volumes show their ETag without the quotes."""
+    return etag if etag == "*" or '"' in etag else f'"{etag}"'
+
+
 class Content:
     """Bytes ``offset`` to ``offset + length`` of one version of a volume. Use ``async with``, then iterate once.
 
@@ -131,7 +136,7 @@ class Content:
             headers["Range"] = f"bytes={first}-{self.offset + self.length - 1}"
         else:
             if self._if_match is not None:
-                headers["If-Match"] = self._if_match
+                headers["If-Match"] = quoted_etag(self._if_match)
             if self._wanted is not None:
                 headers["Range"] = f"bytes={first}-{first + self._wanted - 1}"
             elif first:

@@ -11,7 +11,6 @@ from client.cli.exit_codes import EPILOG
 from client.cli.options import DEFAULT_TIMEOUT_S, Endpoint, Json, Timeout, TokenFile
 from client.cli.output import print_document, print_json, print_lines, print_note
 from client.cli.session import Session, fail
-from client.cli.sizes import parse_size
 from client.errors import Invalid
 
 app = typer.Typer(
@@ -43,7 +42,11 @@ def plan(
     ] = None,
     capacity: Annotated[
         list[str] | None,
-        typer.Option("--capacity", metavar="NODE=SIZE", help="A node's share is in proportion to this."),
+        typer.Option(
+            "--capacity",
+            metavar="NODE=N",
+            help="Its share is in proportion to this; `holdfast nodes` shows the others'.",
+        ),
     ] = None,
     zone: Annotated[
         list[str] | None, typer.Option("--zone", metavar="NODE=ZONE", help="Copies go to different zones first.")
@@ -61,7 +64,7 @@ def plan(
     Examples:
       holdfast layout plan
       holdfast layout plan --remove n3
-      holdfast layout plan --capacity n1=4TiB --zone n1=rack-2
+      holdfast layout plan --capacity n1=4000 --zone n1=rack-2
     """
     changes = _changes(remove or [], capacity or [], zone or [], as_json=as_json)
     document = Session(endpoint, token_file, timeout, as_json).run(lambda holdfast: holdfast.plan_layout(changes))
@@ -143,7 +146,11 @@ def _changes(removed: list[str], capacities: list[str], zones: list[str], *, as_
     staged: dict[str, dict[str, Any]] = {name: {"name": name, "remove": True} for name in removed}
     try:
         for name, value in map(_pair, capacities):
-            staged.setdefault(name, {"name": name})["capacity"] = parse_size(value)
+            if not (value.isascii() and value.isdigit() and int(value) > 0):
+                raise ValueError(
+                    f"{value!r} is not a capacity: give a whole number, in the unit that `holdfast nodes` shows"
+                )
+            staged.setdefault(name, {"name": name})["capacity"] = int(value)
         for name, value in map(_pair, zones):
             staged.setdefault(name, {"name": name})["zone"] = value
     except ValueError as error:

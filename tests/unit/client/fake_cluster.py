@@ -28,7 +28,7 @@ class StoredVolume:
         return {
             "name": self.name,
             "size": len(self.data),
-            "etag": self.etag,
+            "etag": self.etag.strip('"'),  # as a real node: quotes belong to the header
             "chunk_size": 4194304,
             "replicas": 3,
             "durability": "fsync",

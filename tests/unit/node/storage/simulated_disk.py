@@ -46,7 +46,7 @@ class Content:
 class Loss:
     """What a power cut does to changes that were not synced. `keep`: how many of each file's pending changes survive (None: all).
     `torn`: bytes of the last of them that survive (None: all). `holes`: chance of each page of pending writes to be lost with its room
-    kept. `garbage`: what is in lost pages: random bytes, else zeroes. `names`: unsynced changes of the folder survive."""
+    kept. `garbage`: what is then in pages that are new: random bytes, else zeroes. `names`: unsynced changes of the folder survive."""
 
     keep: int | None = None
     torn: int | None = None
@@ -315,6 +315,8 @@ def _survivor(content: Content, loss: Loss, chance: random.Random) -> bytes:
                     start = max(page * PAGE - event.offset, 0)
                     end = min((page + 1) * PAGE - event.offset, len(piece))
                     mangled[start:end] = chance.randbytes(end - start) if loss.garbage else bytes(end - start)
+                    old = data[event.offset + start : event.offset + end]  # a lost overwrite leaves what was there
+                    mangled[start : start + len(old)] = old
             piece = bytes(mangled)
         if event.kind == "truncate" or piece:
             apply(data, Event(event.kind, event.file, "", event.offset, piece))
