@@ -178,19 +178,19 @@ def _welcome(directory: Path, cluster: ClusterFile) -> str:
     """Where to go next, with commands that work when pasted into another shell in the present directory."""
     command, where = _invocation(), _short(directory)
     first, last = cluster.nodes[0], cluster.nodes[-1]
-    victim = cluster.nodes[len(cluster.nodes) // 2].name
     endpoints = ",".join(f"http://{node.api}" for node in cluster.nodes)
     addresses = "".join(f"  {node.name}  http://{node.api}\n" for node in cluster.nodes)
+    lines = [f"  curl -T FILE http://{first.api}/v1/volumes/v/data        # store"]
+    if first != last:
+        lines += [
+            f"  {command} dev kill {first.name} --data {where}",
+            f"  curl http://{last.api}/v1/volumes/v/data -o COPY         # the same bytes, from another node",
+            f"  {command} dev start {first.name} --data {where}",
+        ]
+    lines += ["", f"  export HOLDFAST_ENDPOINTS={endpoints}", f"  {command} status"]
     return (
         f"\nthe cluster is ready; every node answers for all of it:\n{addresses}\n"
-        f"try, in another shell:\n"
-        f"  curl -T FILE http://{first.api}/v1/volumes/v/data        # store\n"
-        f"  {command} dev kill {victim} --data {where}\n"
-        f"  curl http://{last.api}/v1/volumes/v/data -o COPY         # the same bytes, from another node\n"
-        f"  {command} dev start {victim} --data {where}\n\n"
-        f"  export HOLDFAST_ENDPOINTS={endpoints}\n"
-        f"  {command} status\n\n"
-        "Ctrl-C stops all nodes; their data stays.\n"
+        "try, in another shell:\n" + "\n".join(lines) + "\n\nCtrl-C stops all nodes; their data stays.\n"
     )
 
 

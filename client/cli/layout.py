@@ -146,11 +146,7 @@ def _changes(removed: list[str], capacities: list[str], zones: list[str], *, as_
     staged: dict[str, dict[str, Any]] = {name: {"name": name, "remove": True} for name in removed}
     try:
         for name, value in map(_pair, capacities):
-            if not (value.isascii() and value.isdigit() and int(value) > 0):
-                raise ValueError(
-                    f"{value!r} is not a capacity: give a whole number, in the unit that `holdfast nodes` shows"
-                )
-            staged.setdefault(name, {"name": name})["capacity"] = int(value)
+            staged.setdefault(name, {"name": name})["capacity"] = _capacity(value)
         for name, value in map(_pair, zones):
             staged.setdefault(name, {"name": name})["zone"] = value
     except ValueError as error:
@@ -163,3 +159,9 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and separator and value):
         raise ValueError(f"{text!r} should be NODE=VALUE")
     return name, value
+
+
+def _capacity(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError(f"{text!r} is not a capacity: give a whole number, in the unit that `holdfast nodes` shows")
+    return int(text)

@@ -222,7 +222,9 @@ class PeerCore:
     # Joints
 
     def _node_count(self) -> int:
-        return len(self.installed.require().current.nodes)
+        """The most copies a volume may ask for: one on each node, and in a cluster that is still small what it will have."""
+        layout = self.installed.require().current
+        return max(len(layout.nodes), layout.replication_factor)
 
     def _check_hello(self, hello: Hello) -> None:
         mine, theirs = self.rpc.me.cluster, hello.cluster

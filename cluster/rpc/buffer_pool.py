@@ -15,8 +15,14 @@ import sys
 
 from cluster.rpc.limits import BUFFER_POOL_LIMIT, INLINE_PAYLOAD
 
-_HELD_BY_POOL_ALONE = 3
-"""What `sys.getrefcount` says then: the list, the variable in `take`, the argument of the question."""
+
+def _references(buffers: list[bytearray], at: int) -> int:
+    """How many there are to ``buffers[at]``, those of the list and of the question itself included."""
+    return sys.getrefcount(buffers[at])
+
+
+_HELD_BY_POOL_ALONE = _references([bytearray(1)], 0)
+"""What that is when nobody else looks at it. Asked rather than known: interpreters differ in what they count for the question."""
 
 
 class BufferPool:
@@ -32,8 +38,9 @@ class BufferPool:
         """A buffer of `size` bytes with arbitrary content."""
         if size <= INLINE_PAYLOAD:
             return bytearray(size)
-        for buffer in self._buffers:
-            if len(buffer) == size and sys.getrefcount(buffer) == _HELD_BY_POOL_ALONE:
+        for at in range(len(self._buffers)):
+            if len(self._buffers[at]) == size and _references(self._buffers, at) == _HELD_BY_POOL_ALONE:
+                buffer = self._buffers[at]
                 self._used.add(id(buffer))
                 return buffer
         buffer = bytearray(size)
@@ -52,13 +59,10 @@ class BufferPool:
         self.size = sum(map(len, self._buffers))
 
     def _make_room(self, size: int) -> None:
-        """Let go of free buffers of other sizes, the oldest first, until one of `size` fits."""
-        kept: list[bytearray] = []
-        while self._buffers:
-            buffer = self._buffers.pop(0)
-            # here the list's reference is gone: the variable and the question are left
-            if self.size + size > BUFFER_POOL_LIMIT and sys.getrefcount(buffer) == _HELD_BY_POOL_ALONE - 1:
-                self.size -= len(buffer)
+        """Let go of free buffers, the oldest first, until one of `size` fits."""
+        at = 0
+        while at < len(self._buffers) and self.size + size > BUFFER_POOL_LIMIT:
+            if _references(self._buffers, at) == _HELD_BY_POOL_ALONE:
+                self.size -= len(self._buffers.pop(at))
             else:
-                kept.append(buffer)
-        self._buffers = kept
+                at += 1

@@ -55,6 +55,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        if self._reader.stopped:
+            self._transport.abort()
+            return
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
         self._greeting_timer = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._greeting_late)
         assert self._handshake is not None

@@ -26,6 +26,7 @@ from cluster.rpc.limits import (
     HELD_LIMIT_NODE,
     PAYLOAD_LIMIT,
     SEND_QUEUE_LIMIT,
+    STOPPED_PING_S,
     STREAMS_RECEIVED,
 )
 from cluster.rpc.message import Payload, payload_size
@@ -64,7 +65,7 @@ class Intake:
 class Running:
     """A request that a handler works on."""
 
-    __slots__ = ("call_id", "connection", "due", "given_up", "handler", "held", "work")
+    __slots__ = ("answer", "call_id", "connection", "due", "given_up", "handler", "held", "work")
 
     due: set[Expiring]
 
@@ -74,6 +75,7 @@ class Running:
         self.handler = handler
         self.held = held
         self.work: asyncio.Future[Any] | None = None
+        self.answer: Coroutine[Any, Any, Any] | None = None
         self.given_up = False
 
     def expire(self) -> None:
@@ -220,6 +222,7 @@ class IncomingConnection(Connection):
             running.work = answer
         else:
             running.work = self._spawn(_outcome(answer))
+            running.answer = answer if isinstance(answer, Coroutine) else None
         running.work.add_done_callback(running.finished)
         self._running[call_id] = running
         self._deadlines.add(running, deadline_s)
@@ -234,6 +237,8 @@ class IncomingConnection(Connection):
         running.due.discard(running)
         self._held -= running.held
         self._intake.release(running.held)
+        if work.cancelled() and running.answer is not None:
+            running.answer.close()  # a task cancelled before its first step never got to awaiting it
         error = HoldfastError("the work was given up at the peer") if work.cancelled() else work.exception()
         if self.closed or (running.given_up and work.cancelled()):
             return  # nobody waits for the answer
@@ -267,7 +272,7 @@ class IncomingConnection(Connection):
         if handler is not None:
             handler.errors += 1
         if not isinstance(error, HoldfastError):
-            self._log.failure("handler failed", method=name, peer=self._peer_name, error=error)
+            self._log.failure("handler failed", error, method=name, peer=self._peer_name)
             error = HoldfastError(f"{name} failed at the peer: {type(error).__name__}; see its log")
         code, text, details = error_to_wire(error)
         try:
@@ -294,9 +299,16 @@ class IncomingConnection(Connection):
             if self not in self._intake.stopped:
                 self._intake.stopped.add(self)
                 transport.pause_reading()
+                self._loop.call_later(STOPPED_PING_S, self._show_life)
         elif self in self._intake.stopped:
             self._intake.stopped.discard(self)
             transport.resume_reading()
+
+    def _show_life(self) -> None:
+        """Its pings are not read now either, so let the caller know that somebody is still there."""
+        if self.is_stopped and not self.closed:
+            self.ping()
+            self._loop.call_later(STOPPED_PING_S, self._show_life)
 
     @property
     def is_stopped(self) -> bool:

@@ -61,6 +61,8 @@ DEADLINE_MAX_S = 3600.0
 """The longest deadline of a call."""
 PING_TIMEOUT_S = 3.0
 """A connection on which a call has timed out in silence is pinged, and given up after so many more silent seconds."""
+STOPPED_PING_S = 1.0
+"""How often a node that does not read a connection for lack of memory sends a sign of life on it; well below `PING_TIMEOUT_S`."""
 IDLE_PING_S = 30.0
 """An incoming connection that was silent for so long is pinged, and closed if that brings no sign of life."""
 LOG_INTERVAL_S = 60.0

@@ -43,7 +43,8 @@ class RpcNode(Caller):
     """Calls peers, and answers them with `handlers`.
 
     ``check_hello`` is given every peer's hello after its proof, in both directions, and raises the HoldfastError to refuse it with.
-    ``layout_version`` is asked for every request sent.
+    ``layout_version`` is asked for every request sent. ``random`` makes the handshake's nonces, so outside of tests and simulations it
+    has to be one that nobody can predict: `random.SystemRandom`.
     """
 
     def __init__(
@@ -247,14 +248,24 @@ class RpcNode(Caller):
             if type(answer) is not handler.reply and type(answer) is not tuple:
                 async with asyncio.timeout(deadline_s) as limit:
                     answer = await answer
+            message = answer[0] if type(answer) is tuple else answer
+            if type(message) is not handler.reply:
+                raise TypeError(f"the handler of {codec.name} returned {type(message).__name__}")  # noqa: TRY301
         except HoldfastError:
             handler.errors += 1
             raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # nobody cancelled this call: the handler's own future was given up
+            handler.errors += 1
+            raise HoldfastError(f"{codec.name} failed: the work was given up") from error
         except Exception as error:
             if limit is not None and limit.expired():
                 raise PeerLost(f"no answer to {codec.name} from this node within {deadline_s:g} s") from error
             handler.errors += 1
-            self._log.failure("handler failed", method=codec.name, peer=self._me.name, error=error)
+            self._log.failure("handler failed", error, method=codec.name, peer=self._me.name)
             raise HoldfastError(f"{codec.name} failed: {type(error).__name__}; see the log") from error
         if type(answer) is tuple:
             return Reply(answer[0], payload_joined(answer[1]))
@@ -332,6 +343,9 @@ class RpcNode(Caller):
             on_greeting_over=self._greeting_over,
             on_lost=self._incoming_lost,
         )
+        if self._closing:
+            connection.abort()
+            return connection
         self._incoming.add(connection)
         self._greetings[connection] = None
         self.statistics.greetings = len(self._greetings)

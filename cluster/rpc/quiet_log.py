@@ -27,6 +27,6 @@ class QuietLog:
         left_out = self._left_out.pop(event, 0)
         self._log.warning(event, **fields, **({"left_out": left_out} if left_out else {}))
 
-    def failure(self, event: str, **fields: Any) -> None:
+    def failure(self, event: str, error: BaseException, **fields: Any) -> None:
         """An exception that should not have happened, with its trace; never left out."""
-        self._log.exception(event, **fields)
+        self._log.error(event, exc_info=error, **fields)

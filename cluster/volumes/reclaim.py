@@ -50,6 +50,9 @@ ABANDONED_TRIES = 20
 SEEN_LIMIT = 256
 """Entries of a job before those of roots that are gone are forgotten."""
 
+TICK_S = 1.0
+"""While anything waits for its grace to pass: how soon work that came meanwhile is noticed."""
+
 PATROL_INTERVAL_S = 60.0
 """Between looks at one shard of the volumes: all of them within about half an hour."""
 
@@ -208,12 +211,11 @@ class Reclaimer:
                     await asyncio.sleep(0)  # lets users' requests in between two units
             finally:
                 self._busy = False
-            due = self._queue[0][0] if self._queue else None
-            try:
-                async with asyncio.timeout(None if due is None else max(0.0, due - self._clock.monotonic())):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            if self._queue:
+                wait = max(0.0, self._queue[0][0] - self._clock.monotonic())
+                await self._clock.sleep(min(wait, TICK_S))
+            else:
+                await self._wake.wait()
 
     async def _patrol(self) -> None:
         shards = list(range(VOLUME_SHARDS))

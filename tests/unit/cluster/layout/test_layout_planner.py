@@ -75,6 +75,29 @@ def test_no_plan_moves_less(before: Layout, nodes: list[LayoutNode], factor: int
     assert moves_between(before, after) == least_moves(before, after.nodes, after.replicas_per_partition)
 
 
+def random_change(seed: int) -> tuple[Layout, list[LayoutNode], int]:
+    """A layout that nobody planned, other nodes, and a replication factor."""
+    rng = random.Random(seed)
+    most, zones = rng.randint(2, 6), rng.randint(1, 5)
+
+    def nodes() -> list[LayoutNode]:
+        numbers = sorted(rng.sample(range(8), rng.randint(1, most)))
+        return [node(number, f"z{rng.randint(1, zones)}", rng.choice([1, 1, 2, 3, 5])) for number in numbers]
+
+    first = tuple(nodes())
+    width, bits = min(rng.randint(1, 4), len(first)), rng.choice([2, 3, 3, 4])
+    members = [rng.sample(range(len(first)), width) for _ in range(1 << bits)]
+    return Layout(4, width, bits, first, pack_assignment(members)), nodes(), rng.randint(1, 4)
+
+
+# 1232 and 4343: the fewest moves need another node of a zone rounded up than the one that was first meant to be
+@pytest.mark.parametrize("seed", [1232, 4343, *range(150)])
+def test_random_changes_move_the_least(seed: int) -> None:
+    before, nodes, factor = random_change(seed)
+    after = plan_layout(before, nodes, replication_factor=factor, partition_bits=before.partition_bits)
+    assert moves_between(before, after) == least_moves(before, after.nodes, after.replicas_per_partition)
+
+
 @given(nodes=node_lists(), changes=st.lists(node_lists(), min_size=1, max_size=4), factor=st.integers(1, 4))
 @settings(max_examples=150, deadline=None)
 def test_a_history_of_changes_moves_the_least_at_every_step(

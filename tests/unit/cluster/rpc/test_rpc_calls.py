@@ -216,6 +216,10 @@ async def test_a_broken_handler_fails_its_own_call_only(two: tuple[RpcNode, RpcN
     assert failed.value.code == "internal"
     assert (await a.call("b", Echo(2), deadline_s=5)).message.number == 2
     assert a.statistics.connections_out == 1
+    if not how.startswith("big"):
+        with pytest.raises(HoldfastError) as failed:
+            await two[1].call("b", Echo(1, how), deadline_s=5)
+        assert failed.value.code == "internal"
 
 
 async def test_a_request_that_cannot_be_packed_or_is_too_large_is_invalid(two: tuple[RpcNode, RpcNode]) -> None:
@@ -512,6 +516,22 @@ async def test_leaving_a_node_ends_everything_of_it(network: Network, make_node:
     await service.until(lambda: service.cancelled == 1)
     with pytest.raises(HoldfastError):
         await a.call("b", Echo(1), deadline_s=5)
+
+
+async def test_a_peer_that_holds_back_for_lack_of_memory_is_not_taken_for_dead(
+    two: tuple[RpcNode, RpcNode], service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.rpc.outgoing.PING_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("cluster.rpc.incoming.STOPPED_PING_S", 0.05)
+    a, b = two
+    size = 4 * 1024 * 1024
+    tasks = [asyncio.create_task(a.call("b", Wait(), bytes(size), deadline_s=60)) for _ in range(8)]
+    await eventually(lambda: b.statistics.held_bytes > HELD_LIMIT_CONNECTION)
+    for _ in range(3):
+        with pytest.raises((PeerLost, PeerUnavailable)):
+            await a.call("b", Wait(), bytes(100_000), deadline_s=0.2)
+    service.go.set()
+    await asyncio.gather(*tasks)
 
 
 async def test_an_empty_secret_is_refused(network: Network, make_node: MakeNode) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -164,3 +166,16 @@ def test_a_stopped_reader_reports_nothing_more() -> None:
     reader = FrameReader(sink)
     feed(reader, frame((1,)) + frame((2,)), [10**6])
     assert sink.frames == [((1,), b"")]
+
+
+def test_the_examples_of_the_format_page_are_true() -> None:
+    text = (Path(__file__).parents[4] / "docs/formats/wire.md").read_text()
+    example = text.partition("### Example")[2].partition("## Handshake")[0]
+    octets = "".join(
+        "".join(re.findall(r"^(?:[0-9a-f]{2}\s+)+", line.strip() + "  "))
+        for line in example.splitlines()
+        if line[:4] == "    "
+    )
+    sink = Collected()
+    feed(FrameReader(sink), bytes.fromhex(octets), [10**6])
+    assert sink.frames == [((1, 7, "register.read", 1500, 3, (513, b"k"), 0), b""), ((2, 7, (b"v",), 0), b"")]

@@ -12,9 +12,9 @@ import msgpack
 import pytest
 
 from cluster.doors.network import TcpNetwork
-from cluster.errors import PeerUnavailable, Unauthorized
+from cluster.errors import PeerLost, PeerUnavailable, Unauthorized
 from cluster.rpc.frame import CALLER_PROOF, PREFIX, REQUEST, short_frame
-from cluster.rpc.handshake import CallerHandshake, Hello, Identity
+from cluster.rpc.handshake import CallerHandshake, HandshakeError, Hello, Identity
 from cluster.rpc.limits import GREETINGS_LIMIT, HEADER_LIMIT, PAYLOAD_LIMIT, PIECE_SIZE
 from cluster.rpc.message import Done, Request, message
 from cluster.rpc.node import RpcNode
@@ -63,9 +63,13 @@ async def greeted(port: int, version: tuple[int, int] = (1, 1)) -> tuple[asyncio
     hello = Hello("raw", b"r" * 8, 1)
     handshake = CallerHandshake(Identity(hello, SECRET, lambda hello: None, *version), random.randbytes(32))
     packed = handshake.start()
-    while packed is not None:
-        writer.write(PREFIX.pack(len(packed), 0) + packed)
-        packed = handshake.receive(await read_frame(reader))
+    try:
+        while packed is not None:
+            writer.write(PREFIX.pack(len(packed), 0) + packed)
+            packed = handshake.receive(await read_frame(reader))
+    except BaseException:
+        writer.close()
+        raise
     return reader, writer
 
 
@@ -125,9 +129,9 @@ async def test_a_peer_that_is_no_node_is_unavailable(make_node: MakeNode) -> Non
 
 
 async def test_another_version_is_told_why(node: RpcNode) -> None:
-    with pytest.raises(Exception, match="version") as refused:
+    with pytest.raises(HandshakeError, match="version") as refused:
         await greeted(node.port, (9, 8))
-    assert isinstance(refused.value.error, PeerUnavailable)  # type: ignore[attr-defined]  # a HandshakeError
+    assert isinstance(refused.value.error, PeerUnavailable)
     reader, writer = await greeted(node.port, (2, 1))
     writer.write(short_frame((REQUEST, 1, "hostile.ping", 1000, 1, (1,), 0)))
     assert await read_frame(reader) == (2, 1, (), 0)
@@ -247,7 +251,7 @@ async def test_a_connection_that_has_gone_silent_is_given_up(
     await a.call("b", Ping(1), deadline_s=5)
     for transport in loopback.transports:
         transport.pause_reading()
-    with pytest.raises(Exception, match="no answer"):
+    with pytest.raises(PeerLost, match="no answer"):
         await a.call("b", Ping(1), deadline_s=0.05)
     await eventually(lambda: a.statistics.connections_out == 0)
     await a.call("b", Ping(1), deadline_s=5)  # over a new connection

@@ -54,7 +54,8 @@ def test_what_is_held_is_what_the_roots_need(history: list[tuple[str, int, int, 
     async def run() -> None:
         cluster = MemoryCluster(settings=VolumeSettings(leaf_extents=leaf_extents, retired_grace_s=60))
         service = cluster.gateway()
-        expected: bytearray | None = None
+        expected: bytearray | None = bytearray(pattern(1, 5 * CELL))
+        await put(service, "v", bytes(expected))
         for step in history:
             kind, numbers = step[0], step[1:]
             if kind == "put":
@@ -227,13 +228,13 @@ async def test_pages_of_an_attempt_that_lost_are_given_back() -> None:
 
     async def overtake(number: int) -> None:
         if number == swings + 1:
-            await other.write_range("v", 90 * CELL, body_of(pattern(200, CELL)), CELL)
+            await other.write_range("v", 40 * CELL, body_of(pattern(200, CELL)), CELL)
 
     cluster.registers.before_swing = overtake
     await service.write_range("v", 3 * CELL, body_of(pattern(201, CELL)), CELL)
     data = await content(service, "v")
     assert data[3 * CELL] == 201
-    assert data[90 * CELL] == 200
+    assert data[40 * CELL] == 200
     await settle(cluster, service, other)
     assert cluster.chunks.all_references() == needed_references(cluster)
 

@@ -178,7 +178,7 @@ class MapUnderTest:
 
 
 SIZE = 1500
-ranges = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(sorted)
+ranges = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: (min(pair), max(pair)))
 no_holes = st.just(0)
 hole_masks = st.one_of(no_holes, st.integers(0, 2**64 - 1), st.just(2**64 - 1))
 operations = st.lists(
@@ -197,29 +197,44 @@ operations = st.lists(
 def test_any_history_gives_the_canonical_map_of_its_content(
     history: list[tuple[str, tuple[int, int], int]], size: int, leaf_extents: int
 ) -> None:
-    async def run() -> None:
-        subject, model = MapUnderTest(size, leaf_extents), Model(size)
-        for number, (kind, (first, second), holes) in enumerate(history):
-            if kind == "replace":
-                model = Model(second)
-                model.write(number, 0, second, holes)
-                await subject.replace(number, second, holes)
-            elif kind == "grow":
-                wanted = max(subject.size, second)
-                model.at += [None] * (wanted - subject.size)
-                await subject.grow(wanted)
-            else:
-                start, stop = (first, second) if kind == "write" else (first, first + second)
-                start, stop = min(start, subject.size), min(stop, subject.size)
-                if start < stop:
-                    model.write(number, start, stop, holes)
-                    await subject.write(number, start, stop, holes)
-            expected = model.extents()
-            assert joined([await subject.extents()]) == expected
-            assert subject.root == await subject.canonical_root(expected)
-            await subject.check_pages()
+    asyncio.run(check_history(history, size, leaf_extents))
 
-    asyncio.run(run())
+
+small_ranges = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda pair: (min(pair), max(pair)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.just("write"), small_ranges, st.sampled_from([0, 0, 2**64 - 1, 5])), max_size=8),
+    st.sampled_from([1, 2, 3]),
+)
+def test_so_does_a_crowd_of_small_writes_in_a_few_cells(
+    history: list[tuple[str, tuple[int, int], int]], leaf_extents: int
+) -> None:
+    asyncio.run(check_history(history, 40, leaf_extents))
+
+
+async def check_history(history: list[tuple[str, tuple[int, int], int]], size: int, leaf_extents: int) -> None:
+    subject, model = MapUnderTest(size, leaf_extents), Model(size)
+    for number, (kind, (first, second), holes) in enumerate(history):
+        if kind == "replace":
+            model = Model(second)
+            model.write(number, 0, second, holes)
+            await subject.replace(number, second, holes)
+        elif kind == "grow":
+            wanted = max(subject.size, second)
+            model.at += [None] * (wanted - subject.size)
+            await subject.grow(wanted)
+        else:
+            start, stop = (first, second) if kind == "write" else (first, first + second)
+            start, stop = min(start, subject.size), min(stop, subject.size)
+            if start < stop:
+                model.write(number, start, stop, holes)
+                await subject.write(number, start, stop, holes)
+        expected = model.extents()
+        assert joined([await subject.extents()]) == expected
+        assert subject.root == await subject.canonical_root(expected)
+        await subject.check_pages()
 
 
 @settings(max_examples=60, deadline=None)

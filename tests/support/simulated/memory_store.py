@@ -1,0 +1,127 @@
+"""A `RegisterStore` in memory, with a disk that is slow and a process that may die between a write and its sync."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+from cluster.errors import Corrupt
+from cluster.register.key import RegisterKey
+from cluster.register.record import ABSENT, Record
+from cluster.register.store import MetaWrite, Page, PartitionRecord, PartitionWrite, RegisterWrite, Write
+
+
+class DiskContent:
+    """What survives a crash."""
+
+    def __init__(self) -> None:
+        self.registers: dict[int, dict[RegisterKey, Record]] = {}
+        self.partitions: dict[int, PartitionRecord] = {}
+        self.meta: dict[str, bytes] = {}
+
+    def apply(self, writes: Sequence[Write]) -> None:
+        for write in writes:
+            if isinstance(write, RegisterWrite):
+                self.registers.setdefault(write.partition, {})[write.key] = write.record
+            elif isinstance(write, PartitionWrite):
+                self.partitions[write.partition] = write.state
+                if write.clear:
+                    self.registers.pop(write.partition, None)
+            else:
+                assert isinstance(write, MetaWrite)
+                self.meta[write.name] = write.value
+
+
+class MemoryRegisterStore:
+    """One process's hold on a disk. `crash` lets go of it: what was being synced is there or not, what waited is not."""
+
+    def __init__(self, disk: DiskContent, rng: random.Random, sync_s: float = 0.002) -> None:
+        self._disk = disk
+        self._rng = rng
+        self.sync_s = sync_s
+        self._waiting: list[tuple[Sequence[Write], asyncio.Future[None]]] = []
+        self._syncing: list[tuple[Sequence[Write], asyncio.Future[None]]] = []
+        self._dead = False
+        self._broken = False
+
+    def crash(self) -> None:
+        if self._syncing and self._rng.random() < 0.5:
+            for writes, _ in self._syncing:
+                self._disk.apply(writes)
+        self._dead = True
+        self._syncing, self._waiting = [], []
+
+    def fail(self) -> None:
+        """Every commit from here on fails."""
+        self._broken = True
+
+    def commit(self, writes: Sequence[Write]) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not writes and not self._waiting and not self._syncing and not self._broken:
+            future.set_result(None)
+            return future
+        self._waiting.append((list(writes), future))
+        if not self._syncing and not self._dead:
+            self._begin()
+        return future
+
+    def _begin(self) -> None:
+        self._syncing, self._waiting = self._waiting, []
+        asyncio.get_running_loop().call_later(self._pause(), self._end)
+
+    def _end(self) -> None:
+        if self._dead:
+            return
+        done, self._syncing = self._syncing, []
+        for writes, future in done:
+            if self._broken:
+                if not future.done():
+                    future.set_exception(Corrupt("the disk is broken"))
+                continue
+            self._disk.apply(writes)
+            if not future.done():
+                future.set_result(None)
+        if self._waiting:
+            self._begin()
+
+    def _pause(self) -> float:
+        return self.sync_s * (0.2 + self._rng.expovariate(1))
+
+    async def _read(self) -> None:
+        await asyncio.sleep(self._pause() / 4)
+
+    async def get(self, partition: int, key: RegisterKey) -> Record:
+        await self._read()
+        record = self._disk.registers.get(partition, {}).get(key, ABSENT)
+        await self._read()
+        return record
+
+    async def scan(
+        self, partition: int, table: str, partition_key: bytes, after: bytes, prefix: bytes, limit: int
+    ) -> Page:
+        await self._read()
+        held = self._disk.registers.get(partition, {})
+        found = [
+            (key, held[key])
+            for key in sorted(held)
+            if key.table == table
+            and key.partition == partition_key
+            and key.sort > after
+            and key.sort.startswith(prefix)
+        ]
+        await self._read()
+        return Page(found[:limit], len(found) > limit)
+
+    async def page(self, partition: int, after: RegisterKey | None, limit: int) -> Page:
+        await self._read()
+        held = self._disk.registers.get(partition, {})
+        found = [(key, held[key]) for key in sorted(held) if after is None or key > after]
+        await self._read()
+        return Page(found[:limit], len(found) > limit)
+
+    async def partitions(self) -> dict[int, PartitionRecord]:
+        return dict(self._disk.partitions)
+
+    async def meta(self, name: str) -> bytes | None:
+        return self._disk.meta.get(name)

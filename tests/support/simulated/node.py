@@ -1,0 +1,231 @@
+"""A simulated node: a disk that stays, and lives (processes) on it that come and go.
+
+A life wires the register layer up as `node.daemon` does, with a small copier of its own for FRESH and LEARNER partitions. `Parts`
+lets a test put a deliberately wrong part in the place of a right one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cluster.errors import HoldfastError, QuorumUnavailable, StaleLayout
+from cluster.register.acceptor import Acceptor
+from cluster.register.ballot import NO_BALLOT, proposer_name
+from cluster.register.copying import merge_pages
+from cluster.register.key import RegisterKey
+from cluster.register.leader import Leader
+from cluster.register.messages import Export
+from cluster.register.quorum import majority
+from cluster.register.registers import Registers
+from cluster.register.scatter import Scatter
+from cluster.register.service import RegisterService
+from cluster.register.store import AWAY, FRESH, LEARNER, VOTER, MetaWrite, Page, PartitionRecord, PartitionWrite
+from simulated.fabric import Fabric, Process
+from simulated.layouts import PARTITIONS, Announce, Script, ScriptedView
+from simulated.memory_store import DiskContent, MemoryRegisterStore
+
+COPY_PAGE = 3
+"""Small, so that copies and listings go over many pages."""
+
+
+@dataclass
+class Parts:
+    """What a life is made of. ``rig`` may do anything to a life that has just been put together."""
+
+    acceptor: type[Acceptor] = Acceptor
+    leader: type[Leader] = Leader
+    rig: Callable[[Life], None] = field(default=lambda life: None)
+
+
+def store_name(generation: int, node: str) -> bytes:
+    return generation.to_bytes(2, "big") + node.encode().ljust(6, b".")
+
+
+class Life:
+    """One process of a node."""
+
+    def __init__(self, machine: Machine, rng: random.Random) -> None:
+        name = machine.name
+        self.machine = machine
+        self.process = Process(name, machine.fabric, offset_s=rng.random() * 1000)
+        self.store = MemoryRegisterStore(machine.disk, rng, machine.sync_s)
+        known = {peer: store_name(1, peer) for peer in machine.names}
+        self.view = ScriptedView(self.process, machine.script, self.store, known, machine.is_up, rng)
+        self.view.note_store(name, machine.store_id)
+        self.acceptor = machine.parts.acceptor(self.store, self.view, lambda partition: True)
+        self.scatter = Scatter(self.process)
+        self.leader = machine.parts.leader(
+            name,
+            proposer_name(name, machine.store_id, machine.boot),
+            self.scatter,
+            self.view,
+            self.process,
+            rng,
+            self.acceptor.promised,
+        )
+        RegisterService(self.acceptor, self.leader, self.view).register(self.process.handlers)
+        self.registers = Registers(name, self.process, self.scatter, self.view, self.process, rng)
+        self.copied_in = 0
+        """The epoch in which this life has last seen everything copied."""
+        self._told: set[str] = set()
+
+    async def open(self) -> None:
+        await self.acceptor.open()
+        await self.view.open(self.acceptor)
+        self.machine.parts.rig(self)
+        self.process.spawn(self.scatter.run())
+        await asyncio.sleep(0)
+        self.process.spawn(self._copy_always())
+
+    def idle(self) -> None:
+        """Nothing may be left in hand when nobody wants anything."""
+        assert self.leader.in_hand == 0
+        assert not self.leader._turns
+        assert self.scatter.in_flight == 0
+        assert self.acceptor._pending == 0
+        assert self.acceptor._pending_bytes == 0
+        assert not self.acceptor._loading
+        assert not self.acceptor._clearing
+        assert not self.acceptor._raising
+        cache = self.acceptor._cache
+        assert cache._bytes == sum(400 + len(entry.newest.value or b"") for entry in cache._entries.values())
+        for (partition, key), entry in cache._entries.items():
+            assert entry.pending == 0
+            assert entry.newest == entry.durable
+            held = self.machine.disk.registers.get(partition, {}).get(key)
+            assert held is None or held == entry.newest, (partition, key, held, entry)
+            assert held is not None or entry.newest.value is None
+        for partition, state in self.acceptor.standings().items():
+            assert self.machine.disk.partitions[partition] == state
+            for record in self.machine.disk.registers.get(partition, {}).values():
+                assert record.version.ballot <= state.promised
+
+    # Copying
+
+    def _standing(self, standing: str) -> list[int]:
+        return [p for p, record in sorted(self.acceptor.standings().items()) if record.standing == standing]
+
+    async def _copy_always(self) -> None:
+        while True:
+            try:
+                await self._copy()
+            except HoldfastError:
+                pass
+            await asyncio.sleep(0.05)
+
+    async def _copy(self) -> None:
+        state = self.view.state
+        for partition in self._standing(LEARNER):
+            await self._copy_partition(partition, state.epoch)
+        if state.coming is not None and self.machine.name in state.coming and self.copied_in != state.epoch:
+            due = range(PARTITIONS) if state.must_copy(self.machine.name) else self._standing(FRESH)
+            for partition in due:
+                await self._copy_partition(partition, state.epoch)
+            if self.view.epoch == state.epoch and not self._standing(FRESH) and not self._standing(LEARNER):
+                self.copied_in = state.epoch
+
+    async def _copy_partition(self, partition: int, epoch: int) -> None:
+        name, group = self.machine.name, self.view.state.current
+        before = self.acceptor.state(partition)
+        needed = len(group) - majority(len(group)) + 1 if name in group else majority(len(group))
+        others = [other for other in group if other != name and self.machine.is_up(other)]
+        self.machine.rng.shuffle(others)
+        sources: list[str] = []
+        for other in others:
+            if len(sources) == needed:
+                break
+            try:
+                if other not in self._told:
+                    await self.process.call(other, Announce(self.machine.store_id), deadline_s=1.0)
+                    self._told.add(other)
+                sources.append(other)
+            except HoldfastError:
+                continue
+        if len(sources) < needed:
+            raise QuorumUnavailable("too few to copy from")
+        after: RegisterKey | None = None
+        while True:
+            pages: dict[str, Page] = {}
+            promised = NO_BALLOT
+            for source in sources:
+                start = after or RegisterKey("", b"", b"")
+                request = Export(partition, after is not None, start.table, start.partition, start.sort, COPY_PAGE)
+                exported = (await self.process.call(source, request, deadline_s=1.0)).message
+                pages[source] = Page([(entry.key, entry.record) for entry in exported.entries], exported.more)
+                promised = max(promised, exported.promised)
+            merged = merge_pages(pages, group)
+            for key in await self.acceptor.import_records(partition, merged.records, promised):
+                await self.registers.settle(key, partition=partition)
+            after = merged.resume
+            if after is None:
+                break
+        if self.view.epoch != epoch or self.acceptor.state(partition).standing != before.standing:
+            raise StaleLayout("the layout changed while copying")
+        if before.standing != VOTER:
+            await self.acceptor.set_standings({partition: PartitionRecord(standing=VOTER, tenure=before.tenure)})
+
+
+class Machine:
+    """A node's disk, and its process if it runs."""
+
+    def __init__(
+        self, name: str, names: list[str], fabric: Fabric, script: Script, parts: Parts, rng: random.Random
+    ) -> None:
+        self.name = name
+        self.names = names
+        self.fabric = fabric
+        self.script = script
+        self.parts = parts
+        self.rng = rng
+        self.disk = DiskContent()
+        self.generation = 1
+        self.boot = 0
+        self.sync_s = 0.001
+        self.life: Life | None = None
+        self._suspected = False
+        self.peers: dict[str, Machine] = {}
+        if name in script.last.current:
+            self.disk.apply([PartitionWrite(p, PartitionRecord(standing=VOTER, tenure=0)) for p in range(PARTITIONS)])
+
+    @property
+    def store_id(self) -> bytes:
+        return store_name(self.generation, self.name)
+
+    def is_up(self, name: str) -> bool:
+        """As the failure detector would have it."""
+        return not self.peers[name]._suspected
+
+    async def start(self) -> None:
+        assert self.life is None
+        self.boot += 1
+        self.life = Life(self, random.Random(self.rng.random()))
+        await self.life.open()
+        self.fabric.processes[self.name] = self.life.process
+        self._suspected = False
+
+    async def crash(self) -> None:
+        life, self.life = self.life, None
+        assert life is not None
+        del self.fabric.processes[self.name]
+        life.store.crash()
+        asyncio.get_running_loop().call_later(0.2 + self.rng.random(), self._suspect)
+        await life.process.kill()
+
+    def _suspect(self) -> None:
+        self._suspected = self.life is None
+
+    def wipe(self) -> None:
+        """A new disk in the place of the old one: another store, which votes in nothing."""
+        assert self.life is None
+        state = self.script.states[int(self.disk.meta.get("epoch", b"1"))]
+        member = self.name in state.rule.members
+        self.disk = DiskContent()
+        self.generation += 1
+        fresh = self.name not in state.current
+        standing = AWAY if not member else FRESH if fresh else LEARNER
+        record = PartitionRecord(standing=standing, tenure=state.epoch if fresh and member else 0)
+        self.disk.apply([PartitionWrite(p, record) for p in range(PARTITIONS)])
+        self.disk.apply([MetaWrite("epoch", str(state.epoch).encode())])

@@ -1,0 +1,401 @@
+"""One seeded run: nodes, clients, trouble; and the history that the clients saw."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.errors import Busy, HoldfastError, NotReady, OutcomeUnknown, QuorumUnavailable, StaleLayout
+from cluster.register.key import RegisterKey
+from cluster.register.store import FRESH, LEARNER
+from simulated.fabric import Fabric, Weather
+from simulated.layouts import Script
+from simulated.linearizability import CAS, NEVER, PUT, READ, Operation, is_linearizable
+from simulated.loop import run_virtual
+from simulated.node import Life, Machine, Parts
+
+NAMES = ("a", "b", "c", "d", "e", "f", "g")
+TABLE = "t"
+PARTITION_KEYS = (b"p", b"q")
+SORT_KEYS = (b"k0", b"k1", b"k2", b"k3")
+CALM_LIMIT_S = 40.0
+"""When all trouble is over, everything must work again within so long."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What kind of run. ``trouble`` names what may happen: any of crash, cut, freeze, slow, wipe, layout."""
+
+    replicas: int = 3
+    nodes: int = 3
+    clients: int = 5
+    seconds: float = 8.0
+    trouble: tuple[str, ...] = ("crash", "cut", "freeze", "slow")
+    weather: Weather = field(default_factory=lambda: Weather(loss=0.01, late=0.02, duplicate=0.03))
+    keys: int = len(SORT_KEYS)
+    two_at_once: bool = False
+    """Whether more than a minority may be in trouble at a time."""
+
+
+@dataclass
+class Run:
+    seed: int
+    histories: dict[RegisterKey, list[Operation]]
+    counts: dict[str, int]
+
+    @property
+    def bad(self) -> list[RegisterKey]:
+        """The registers whose history can't be explained."""
+        return [key for key, history in self.histories.items() if not is_linearizable(history)]
+
+
+def simulate(seed: int, plan: Plan, parts: Parts | None = None) -> Run:
+    """Raises AssertionError when something hung, leaked or failed otherwise than it may."""
+    try:
+        return run_virtual(_Simulation(seed, plan, parts or Parts()).run())
+    except BaseException as error:
+        error.add_note(f"seed {seed}, {plan}")
+        raise
+
+
+class _Simulation:
+    def __init__(self, seed: int, plan: Plan, parts: Parts) -> None:
+        self.seed = seed
+        self.plan = plan
+        self.rng = random.Random(f"{seed}/scenario")
+        self.names = list(NAMES[: plan.nodes])
+        self.fabric = Fabric(random.Random(f"{seed}/fabric"))
+        self.script = Script(tuple(self.names[: plan.replicas]))
+        self.machines = {
+            name: Machine(name, self.names, self.fabric, self.script, parts, random.Random(f"{seed}/{name}"))
+            for name in self.names
+        }
+        for machine in self.machines.values():
+            machine.peers = self.machines
+        self.keys = [RegisterKey(TABLE, p, s) for p in PARTITION_KEYS for s in SORT_KEYS[: plan.keys]]
+        self.histories: dict[RegisterKey, list[Operation]] = {key: [] for key in self.keys}
+        self.counts: dict[str, int] = {}
+        self.values = 0
+        self.over = False
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    async def run(self) -> Run:
+        for machine in self.machines.values():
+            await machine.start()
+        self.fabric.weather = self.plan.weather
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            for number in range(self.plan.clients):
+                group.create_task(self._client(number))
+            troubles = [group.create_task(self._trouble())]
+            if "layout" in self.plan.trouble:
+                troubles.append(group.create_task(self._change_layouts()))
+            await asyncio.sleep(self.plan.seconds)
+            self.over = True
+        assert all(task.done() for task in troubles)
+        await self._calm(loop)
+        return Run(self.seed, self.histories, self.counts)
+
+    async def _calm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Without trouble everything works, everybody agrees, and nothing is left in hand."""
+        self.fabric.heal()
+        self.fabric.weather = Weather()
+        for machine in self.machines.values():
+            if machine.life is None:
+                await machine.start()
+            assert machine.life is not None
+            if machine.life.process.frozen:
+                machine.life.process.thaw()
+            machine.sync_s = 0.001
+        limit = loop.time() + CALM_LIMIT_S
+        while any(self._unwell(machine) for machine in self.machines.values()):
+            assert loop.time() < limit, "somebody is still learning long after all trouble was over"
+            await asyncio.sleep(0.1)
+            for machine in self.machines.values():
+                assert machine.life is not None
+                await machine.life.view.install(self.script.last)
+            if self.script.last.coming is not None:
+                self._finish_layout()
+        for machine in self.machines.values():
+            for key in self.keys:
+                left = limit - loop.time()
+                async with asyncio.timeout(left):
+                    assert machine.life is not None
+                    while not await self._act(machine.life, key, "read", "calm"):
+                        pass
+                    while not await self._act(machine.life, key, "cas", "calm"):
+                        pass
+            async with asyncio.timeout(limit - loop.time()):
+                while not await self._act(machine.life, self.keys[0], "scan", "calm"):
+                    pass
+        await asyncio.sleep(8.0)
+        for machine in self.machines.values():
+            assert machine.life is not None
+            machine.life.idle()
+
+    def _unwell(self, machine: Machine) -> bool:
+        assert machine.life is not None
+        standings = {record.standing for record in machine.life.acceptor.standings().values()}
+        late = machine.life.view.epoch != self.script.last.epoch or self.script.last.coming is not None
+        return late or bool(standings & {FRESH, LEARNER})
+
+    # Clients
+
+    async def _client(self, number: int) -> None:
+        rng = random.Random(f"{self.seed}/client/{number}")
+        while not self.over:
+            await asyncio.sleep(rng.expovariate(30))
+            lives = [machine.life for machine in self.machines.values() if machine.life is not None]
+            if not lives:
+                continue
+            life = rng.choice(lives)
+            key = rng.choice(self.keys)
+            kind = rng.choices(["read", "put", "cas", "blind", "delete", "scan"], [35, 12, 33, 6, 8, 6])[0]
+            await self._act(life, key, kind, f"client {number}", give_up=rng.random() < 0.04, rng=rng)
+
+    async def _act(
+        self,
+        life: Life,
+        key: RegisterKey,
+        kind: str,
+        who: str,
+        *,
+        give_up: bool = False,
+        rng: random.Random | None = None,
+    ) -> bool:
+        """One user's operation, recorded; whether it was answered."""
+        rng = rng or self.rng
+        if kind == "scan":
+            return await self._scan(life, key, who, rng)
+        if kind in {"cas", "delete"}:
+            answered, current = await self._read(life, key, who)
+            if not answered:
+                return False
+            if rng.random() < 0.3:
+                await asyncio.sleep(rng.random() * 0.05)
+            return await self._cas(life, key, current, None if kind == "delete" else self._value(), who, give_up, rng)
+        if kind == "blind":
+            return await self._cas(life, key, None, self._value(), who, give_up, rng)
+        if kind == "put":
+            return await self._put(life, key, who, give_up, rng)
+        return (await self._read(life, key, who))[0]
+
+    def _value(self) -> bytes:
+        self.values += 1
+        return b"v%d" % self.values
+
+    async def _ask(
+        self, life: Life, work: Coroutine[Any, Any, Any], give_up: bool = False, rng: random.Random | None = None
+    ) -> tuple[str, Any]:
+        """Run as part of the node's process: how it ended (ok, no, unknown), and with what."""
+        if not life.process.up:
+            work.close()
+            return "no", None
+        task = life.process.spawn(work)
+        limit = rng.random() * 0.02 if give_up and rng is not None else None
+        _, waiting = await asyncio.wait([task], timeout=limit)
+        if waiting:
+            task.cancel()
+            await asyncio.wait([task])
+        if task.cancelled():
+            self.count("died")
+            return "unknown", None
+        error = task.exception()
+        if error is None:
+            self.count("ok")
+            return "ok", task.result()
+        if isinstance(error, OutcomeUnknown):
+            self.count("unknown")
+            return "unknown", None
+        if isinstance(error, QuorumUnavailable | Busy | NotReady | StaleLayout):
+            self.count("no")
+            return "no", None
+        if not life.process.up and isinstance(error, HoldfastError):
+            return "unknown", None
+        raise error
+
+    async def _read(self, life: Life, key: RegisterKey, who: str) -> tuple[bool, bytes | None]:
+        now = asyncio.get_running_loop().time
+        call = now()
+        end, value = await self._ask(life, life.registers.read(key))
+        if end != "ok":
+            return False, None
+        self.histories[key].append(Operation(READ, call, now(), value, who=who))
+        return True, value
+
+    async def _put(self, life: Life, key: RegisterKey, who: str, give_up: bool, rng: random.Random) -> bool:
+        now = asyncio.get_running_loop().time
+        call, value = now(), self._value()
+        end, _ = await self._ask(life, life.registers.put(key, value), give_up, rng)
+        if end != "no":
+            ret = now() if end == "ok" else NEVER
+            self.histories[key].append(Operation(PUT, call, ret, value, who=who))
+        return end == "ok"
+
+    async def _cas(
+        self,
+        life: Life,
+        key: RegisterKey,
+        expected: bytes | None,
+        value: bytes | None,
+        who: str,
+        give_up: bool,
+        rng: random.Random,
+    ) -> bool:
+        now = asyncio.get_running_loop().time
+        call = now()
+        end, outcome = await self._ask(life, life.registers.compare_and_set(key, expected, value), give_up, rng)
+        if expected is None and value is None:
+            if end == "ok":
+                self.histories[key].append(Operation(READ, call, now(), outcome.current, who=who))
+            return end == "ok"
+        if end == "unknown":
+            self.histories[key].append(Operation(CAS, call, NEVER, value, expected, who=who))
+        elif end == "ok":
+            self.histories[key].append(
+                Operation(CAS, call, now(), value, expected, outcome.applied, outcome.current, who)
+                if not outcome.applied
+                else Operation(CAS, call, now(), value, expected, who=who)
+            )
+        return end == "ok"
+
+    async def _scan(self, life: Life, key: RegisterKey, who: str, rng: random.Random) -> bool:
+        """A listing is a read of every register in its range."""
+        now = asyncio.get_running_loop().time
+        after, limit = b"", rng.choice([1, 2, 10])
+        found: dict[bytes, bytes] = {}
+        call = now()
+        while True:
+            start = call if not found else now()
+            end, page = await self._ask(life, life.registers.scan(TABLE, key.partition, after, b"k", limit))
+            if end != "ok":
+                return False
+            listed = dict(page.entries)
+            found.update(listed)
+            assert [k for k, _ in page.entries] == sorted(listed)
+            assert len(page.entries) <= limit
+            for other in self.keys:
+                covered = other.sort > after and (page.resume is None or other.sort <= page.resume)
+                if other.partition == key.partition and covered:
+                    self.histories[other].append(
+                        Operation(READ, start, now(), listed.get(other.sort), who=f"{who} scan")
+                    )
+                else:
+                    assert other.partition != key.partition or other.sort not in listed
+            if page.resume is None:
+                return True
+            assert page.resume > after
+            after = page.resume
+            start = now()
+
+    # Trouble
+
+    def _limit(self) -> int:
+        if self.plan.two_at_once:
+            return self.plan.nodes
+        return (self.plan.replicas - 1) // 2
+
+    async def _trouble(self) -> None:
+        kinds = [kind for kind in self.plan.trouble if kind != "layout"]
+        if not kinds:
+            return
+        rng = random.Random(f"{self.seed}/trouble")
+        busy: set[str] = set()
+        async with asyncio.TaskGroup() as group:
+            while not self.over:
+                await asyncio.sleep(rng.expovariate(1.5))
+                free = [name for name in self.names if name not in busy]
+                if len(busy) >= self._limit() or not free or self.over:
+                    continue
+                name, kind = rng.choice(free), rng.choice(kinds)
+                busy.add(name)
+                self.count(kind)
+                group.create_task(self._one_trouble(name, kind, rng, busy))
+
+    async def _one_trouble(self, name: str, kind: str, rng: random.Random, busy: set[str]) -> None:
+        machine = self.machines[name]
+        lasts = min(rng.expovariate(1.0) + 0.05, 4.0)
+        others = set(self.names) - {name}
+        if kind == "cut":
+            some = set(rng.sample(sorted(others), rng.randint(1, len(others))))
+            self.fabric.cut({name}, some, both_ways=rng.random() < 0.7)
+            await asyncio.sleep(lasts)
+            self.fabric.cuts = {pair for pair in self.fabric.cuts if name not in pair}
+        elif kind == "freeze":
+            assert machine.life is not None
+            machine.life.process.frozen = True
+            await asyncio.sleep(lasts)
+            machine.life.process.thaw()
+        elif kind == "slow":
+            machine.sync_s = rng.choice([0.02, 0.2, 1.0])
+            life = machine.life
+            assert life is not None
+            life.store.sync_s = machine.sync_s
+            await asyncio.sleep(lasts)
+            machine.sync_s = life.store.sync_s = 0.001
+        elif kind == "crash":
+            await machine.crash()
+            await asyncio.sleep(lasts if rng.random() < 0.7 else 0.01)
+            await machine.start()
+        elif kind == "wipe":
+            await machine.crash()
+            await asyncio.sleep(min(lasts, 0.3))
+            machine.wipe()
+            await machine.start()
+            # The next one comes only when this one has relearned: amnesia of a quorum is data loss.
+            while not self.over and self._learning(machine):
+                await asyncio.sleep(0.02)
+        busy.discard(name)
+
+    def _learning(self, machine: Machine) -> bool:
+        assert machine.life is not None
+        return any(record.standing == LEARNER for record in machine.life.acceptor.standings().values())
+
+    # Layout changes
+
+    async def _change_layouts(self) -> None:
+        rng = random.Random(f"{self.seed}/layouts")
+        while not self.over:
+            await asyncio.sleep(rng.expovariate(2))
+            state = self.script.last
+            if state.coming is None:
+                size = rng.choice([size for size in (1, 3, 3, 5) if size <= len(self.names)])
+                coming = tuple(rng.sample(self.names, size))
+                await self._spread(state.current, coming, rng)
+            elif rng.random() < 0.05:
+                self.count("aborted")
+                await self._spread(state.current, None, rng)
+            else:
+                if self._finish_layout():
+                    await self._tell(rng)
+
+    def _finish_layout(self) -> bool:
+        state = self.script.last
+        assert state.coming is not None
+        for name in state.coming:
+            life = self.machines[name].life
+            if life is None or life.copied_in != state.epoch or life.view.epoch != state.epoch:
+                return False
+        self.count("moved")
+        self.script.follow(state.coming, None)
+        return True
+
+    async def _spread(self, current: tuple[str, ...], coming: tuple[str, ...] | None, rng: random.Random) -> None:
+        self.script.follow(current, coming)
+        await self._tell(rng)
+
+    async def _tell(self, rng: random.Random) -> None:
+        """A few hear of it at once; the others when they meet one of those."""
+        state = self.script.last
+        for machine in rng.sample(list(self.machines.values()), rng.randint(1, len(self.machines))):
+            if machine.life is not None and not machine.life.process.frozen:
+                life = machine.life
+                task = life.process.spawn(life.view.install(state))
+                await asyncio.wait([task])
+                if rng.random() < 0.3:
+                    await asyncio.sleep(rng.random() * 0.05)

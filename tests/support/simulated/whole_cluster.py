@@ -1,0 +1,173 @@
+"""Whole node cores (`cluster.peer.core`) on virtual time: the same code that the daemon runs, wired to simulated doors."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from cluster.doors.offload import Inline
+from cluster.governance.stores import RUN_BYTES, Life, new_store_id
+from cluster.peer.core import Doors, NewLifeError, PeerCore
+from cluster.peer.settings import PeerSettings
+from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
+from tests.support.simulated.memory_store import DiskContent, MemoryRegisterStore
+from tests.support.simulated.network import SimulatedNetwork
+
+PEER_PORT = 7482
+PARTITION_BITS = 4
+
+
+class VirtualClock:
+    """The loop's time."""
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        return 1_700_000_000 + asyncio.get_running_loop().time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class Machine:
+    """A node: its disks, and the core that runs on them now."""
+
+    def __init__(self, name: str, cluster: WholeCluster, expect: int) -> None:
+        self.name = name
+        self._cluster = cluster
+        self._expect = expect
+        self.rng = random.Random(f"{cluster.seed} {name}")
+        self.registers = DiskContent()
+        self.chunks: ChunkDisk = {}
+        self.lives = 0
+        self.core: PeerCore | None = None
+        self._store: MemoryRegisterStore | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        assert self._task is None
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            self.lives += 1
+            meta = self.registers.meta
+            meta.setdefault("store_id", new_store_id(self.rng))
+            meta["boot"] = str(int(meta.get("boot", b"0")) + 1).encode()
+            life = Life(meta["store_id"], int(meta["boot"]), self.rng.randbytes(RUN_BYTES))
+            self._store = MemoryRegisterStore(self.registers, self.rng)
+            doors = Doors(
+                self._cluster.network.host(self.name),
+                VirtualClock(),
+                Inline(),
+                self.rng,
+                self._store,
+                MemoryChunkStore(self.chunks, self.rng),
+            )
+            settings = PeerSettings(
+                name=self.name,
+                secret=b"sixteen characters",
+                host=self.name,
+                port=PEER_PORT,
+                advertise_host=self.name,
+                advertise_port=PEER_PORT,
+                seeds=tuple((name, PEER_PORT) for name in self._cluster.machines if name != self.name),
+                bootstrap_expect=self._expect,
+                partition_bits=PARTITION_BITS,
+                auto_layout=self._cluster.auto_layout,
+            )
+            self.core = PeerCore(settings, doors, life)
+            await self.core.open()
+            try:
+                await self.core.run()
+            except* NewLifeError:
+                self._store.crash()
+
+    async def kill(self) -> None:
+        """The process is gone, with whatever was not on disk."""
+        assert self._task is not None
+        assert self._store is not None
+        self._store.crash()
+        self._cluster.network.kill(self.name)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if not self._task.cancelled() and (error := self._task.exception()) is not None:
+            raise error
+        self._task = self.core = None
+
+    def wipe(self) -> None:
+        assert self._task is None
+        self.registers, self.chunks = DiskContent(), {}
+
+    def copy_disk(self) -> DiskContent:
+        return copy.deepcopy(self.registers)
+
+    @property
+    def running(self) -> PeerCore:
+        assert self.core is not None
+        return self.core
+
+
+class WholeCluster:
+    def __init__(self, seed: int, size: int, *, auto_layout: bool = True) -> None:
+        self.seed = seed
+        self.auto_layout = auto_layout
+        self.network = SimulatedNetwork(random.Random(seed))
+        self.machines: dict[str, Machine] = {}
+        for index in range(size):
+            self.add(f"n{index + 1}", size)
+
+    def add(self, name: str, expect: int = 0) -> Machine:
+        self.machines[name] = Machine(name, self, expect)
+        return self.machines[name]
+
+    def __getitem__(self, name: str) -> PeerCore:
+        return self.machines[name].running
+
+    async def start(self) -> None:
+        for machine in self.machines.values():
+            machine.start()
+        await self.until(lambda: all(m.core and m.core.installed.epoch for m in self.machines.values()), "a layout")
+
+    async def close(self) -> None:
+        for machine in self.machines.values():
+            if machine._task is not None:
+                await machine.kill()
+
+    async def until(self, condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline_s
+        while not condition():
+            assert loop.time() < end, f"within {deadline_s:.0f} s of virtual time: {what}"
+            for machine in self.machines.values():
+                if machine._task is not None and machine._task.done():
+                    machine._task.result()
+            await asyncio.sleep(0.05)
+
+    def settled(self) -> bool:
+        """No change under way, nobody learning, everybody at one epoch."""
+        cores = [machine.core for machine in self.machines.values() if machine.core is not None]
+        epochs = {core.installed.epoch for core in cores}
+        return (
+            len(epochs) == 1
+            and all(core.installed.state is not None and core.installed.state.next is None for core in cores)
+            and all(core.copier.queue_length == 0 and not core.attestation.unconfirmed for core in cores)
+        )
+
+
+async def body(data: bytes, piece: int = 10_000) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), piece):
+        yield data[start : start + piece]
+
+
+async def put(core: PeerCore, name: str, data: bytes, chunk_size: int = 4096) -> None:
+    await core.volumes.replace(name, body(data), len(data), chunk_size=chunk_size)
+
+
+async def get(core: PeerCore, name: str) -> bytes:
+    volume = await core.volumes.open(name)
+    return b"".join([bytes(piece) async for piece in volume.read(0, volume.volume.size)])

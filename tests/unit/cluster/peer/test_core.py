@@ -1,0 +1,276 @@
+"""Whole node cores on virtual time: a cluster forms, loses nodes and disks, grows and shrinks, and keeps every volume."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from cluster.errors import Conflict, HoldfastError, QuorumUnavailable
+from cluster.governance.state import StagedChange
+from cluster.register.store import LEARNER, VOTER
+from cluster.register.view import META_PARTITION
+from tests.support.simulated.loop import run_virtual
+from tests.support.simulated.whole_cluster import WholeCluster, get, put
+
+Scenario = Callable[[WholeCluster], Awaitable[None]]
+
+
+def play(scenario: Scenario, size: int = 5, seed: int = 1, *, auto_layout: bool = True) -> None:
+    async def main() -> None:
+        cluster = WholeCluster(seed, size, auto_layout=auto_layout)
+        try:
+            await cluster.start()
+            await cluster.until(cluster.settled, "a settled cluster")
+            await scenario(cluster)
+        finally:
+            await cluster.close()
+
+    run_virtual(main())
+
+
+def contents(seed: int, count: int = 12, size: int = 20_000) -> dict[str, bytes]:
+    rng = random.Random(seed)
+    return {f"v{index}": rng.randbytes(rng.randrange(size)) for index in range(count)}
+
+
+async def store(cluster: WholeCluster, data: dict[str, bytes]) -> None:
+    cores = [machine.running for machine in cluster.machines.values()]
+    await asyncio.gather(*(put(cores[i % len(cores)], name, value) for i, (name, value) in enumerate(data.items())))
+
+
+async def check(cluster: WholeCluster, data: dict[str, bytes], *names: str) -> None:
+    for node in names or tuple(cluster.machines):
+        for name, value in data.items():
+            assert await get(cluster[node], name) == value, (node, name)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
+def test_a_cluster_forms_and_every_node_answers(size: int) -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(size, count=5)
+        await store(cluster, data)
+        await check(cluster, data)
+        first = cluster["n1"].installed.require()
+        assert len(first.current.nodes) == size
+        assert all(m.running.installed.require() == first for m in cluster.machines.values())
+
+    play(scenario, size)
+
+
+def test_everything_survives_the_death_of_all_processes() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(2)
+        await store(cluster, data)
+        for machine in cluster.machines.values():
+            await machine.kill()
+        await cluster.start()
+        await cluster.until(cluster.settled, "everybody back")
+        assert all(machine.lives == 2 for machine in cluster.machines.values())
+        await check(cluster, data)
+
+    play(scenario)
+
+
+def test_one_node_dead_changes_nothing_for_the_others() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(3)
+        await store(cluster, data)
+        await cluster.machines["n2"].kill()
+        await check(cluster, data, "n1", "n3", "n4", "n5")
+        for name in list(data)[:6]:
+            data[name] += b"more"
+            await put(cluster["n4"], name, data[name])
+        cluster.machines["n2"].start()
+        await cluster.until(cluster.settled, "n2 back")
+        await check(cluster, data)
+
+    play(scenario)
+
+
+def test_a_frozen_node_delays_but_does_not_stop() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(4)
+        await store(cluster, data)
+        cluster.network.freeze("n3")
+        start = asyncio.get_running_loop().time()
+        for name in list(data)[:6]:
+            data[name] = name.encode() * 100
+            await put(cluster["n1"], name, data[name])
+        assert asyncio.get_running_loop().time() - start < 15
+        await check(cluster, data, "n1", "n5")
+        cluster.network.thaw("n3")
+        await cluster.until(lambda: cluster["n1"].membership.is_alive("n3"), "n3 welcomed back")
+        await check(cluster, data)
+
+    play(scenario)
+
+
+def test_two_of_three_dead_is_said_and_passes() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(5, count=3)
+        await store(cluster, data)
+        await cluster.machines["n2"].kill()
+        await cluster.machines["n3"].kill()
+        with pytest.raises(QuorumUnavailable):
+            await put(cluster["n1"], "v0", b"new")
+        with pytest.raises(QuorumUnavailable):
+            await get(cluster["n1"], "v0")
+        cluster.machines["n2"].start()
+        await cluster.until(lambda: cluster["n1"].membership.is_alive("n2"), "n2 back")
+        await check(cluster, data, "n1")
+
+    play(scenario, 3)
+
+
+def test_every_disk_is_lost_in_turn() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(6)
+        await store(cluster, data)
+        for name in list(cluster.machines):
+            machine = cluster.machines[name]
+            await machine.kill()
+            machine.wipe()
+            machine.start()
+            await cluster.until(lambda machine=machine: machine.core and machine.core.installed.epoch, f"{name} back")
+            await cluster.until(cluster.settled, f"{name} whole again")
+            standings = cluster[name].acceptor.standings().values()
+            assert all(record.standing != LEARNER for record in standings)
+        await check(cluster, data)
+
+    play(scenario)
+
+
+def test_an_emptied_disk_does_not_vote_before_it_has_relearned() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        await store(cluster, contents(7, count=3))
+        for name in ("n1", "n2"):
+            await cluster.machines[name].kill()
+        cluster.machines["n1"].wipe()
+        cluster.machines["n1"].start()
+        await cluster.until(lambda: cluster.machines["n1"].core and cluster["n1"].installed.epoch, "n1 back")
+        await asyncio.sleep(5)
+        # n2 is away: two of the three replicas have forgotten or are gone, and the third must not be outvoted.
+        assert all(record.standing == LEARNER for record in cluster["n1"].acceptor.standings().values())
+        with pytest.raises(HoldfastError):
+            await put(cluster["n3"], "v0", b"new")
+        cluster.machines["n2"].start()
+        await cluster.until(cluster.settled, "n1 has relearned")
+        assert cluster["n1"].acceptor.state(META_PARTITION).standing == VOTER
+        await put(cluster["n1"], "v0", b"new")
+
+    play(scenario, 3)
+
+
+def test_a_disk_put_back_from_an_old_copy_relearns() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(8)
+        await store(cluster, data)
+        machine = cluster.machines["n2"]
+        await machine.kill()
+        old = machine.copy_disk()
+        machine.start()
+        await cluster.until(lambda: machine.core and cluster.settled(), "n2 back")
+        for name in data:
+            data[name] += b"later"
+        await store(cluster, data)
+        lives = machine.lives
+        await machine.kill()
+        machine.registers = old
+        machine.start()
+        await cluster.until(lambda: machine.lives == lives + 2, "n2 has noticed")
+        await cluster.until(cluster.settled, "n2 has relearned")
+        await check(cluster, data)
+
+    play(scenario)
+
+
+def test_a_node_joins_under_load_and_gets_its_share() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(9, count=30)
+        await store(cluster, data)
+        stop = asyncio.Event()
+        done = 0
+
+        async def load(core_name: str, number: int) -> None:
+            nonlocal done
+            while not stop.is_set():
+                name = f"load{number}"
+                data[name] = random.Random(done).randbytes(3000)
+                await put(cluster[core_name], name, data[name])
+                assert await get(cluster[core_name], name) == data[name]
+                done += 1
+                await asyncio.sleep(0.01)
+
+        async with asyncio.TaskGroup() as group:
+            for number, name in enumerate(("n1", "n2", "n3", "n4")):
+                group.create_task(load(name, number))
+            cluster.add("n6").start()
+            await cluster.until(
+                lambda: cluster["n1"].installed.require().current.version == 2 and cluster.settled(), "layout 2"
+            )
+            stop.set()
+        assert done > 50
+        layout = cluster["n6"].installed.require().current
+        assert len(layout.partitions_of("n6")) == pytest.approx(3 * 16 / 6, abs=1)
+        assert cluster.machines["n6"].chunks
+        await check(cluster, data)
+        await cluster.until(lambda: all(m.running.tidier.queue_length == 0 for m in cluster.machines.values()), "tidy")
+
+        def nobody_keeps_what_is_not_theirs() -> bool:
+            return all(
+                name in core.installed.chunk_rule(chunk, 3).members
+                for name, machine in cluster.machines.items()
+                for core in [machine.running]
+                for chunk in machine.chunks
+            )
+
+        await cluster.until(nobody_keeps_what_is_not_theirs, "old holders gave up their copies", 120)
+        await check(cluster, data)
+
+    play(scenario)
+
+
+def test_a_node_is_removed_and_its_data_moves() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(10, count=20)
+        await store(cluster, data)
+        governor = cluster["n1"].governor
+        await governor.stage([StagedChange("n5", remove=True)])
+        _, plan = await governor.plan()
+        await governor.apply(plan.version)
+        with pytest.raises(Conflict):
+            await governor.apply(plan.version)
+        await cluster.until(
+            lambda: cluster["n1"].installed.require().current.version == 2 and cluster.settled(), "layout 2"
+        )
+        await asyncio.sleep(5)
+        assert cluster["n2"].installed.require().excluded == ("n5",)
+        await cluster.machines["n5"].kill()
+        await check(cluster, data, "n1", "n2", "n3", "n4")
+
+    play(scenario)
+
+
+def test_a_change_can_be_given_up() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(11)
+        await store(cluster, data)
+        cluster.add("n6").start()
+        await cluster.until(cluster["n1"].governor.joiners, "n6 is seen")
+        governor = cluster["n2"].governor
+        _, plan = await governor.plan()
+        await governor.apply(plan.version)
+        await governor.abort()
+        await cluster.until(cluster.settled, "everybody knows")
+        state = cluster["n3"].installed.require()
+        assert (state.current.version, state.next, state.epoch) == (1, None, 3)
+        await store(cluster, data)
+        _, plan = await governor.plan()
+        await governor.apply(plan.version)
+        await cluster.until(lambda: cluster["n3"].installed.require().current.version == 2 and cluster.settled(), "v2")
+        await check(cluster, data)
+
+    play(scenario, auto_layout=False)
