@@ -58,6 +58,8 @@ class OpenVolume:
         length = stop - start
         if not 0 <= start <= stop <= self.volume.size or length > SMALL_READ_BYTES:
             raise self._wrong_range(start, stop)
+        if not length:
+            return b""
         node, at, span = self._root, 0, self._span
         while node is not None and not isinstance(node, Leaf):
             if isinstance(node, Interior):

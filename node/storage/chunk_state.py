@@ -77,7 +77,11 @@ class Change:
     def put(
         self, chunk: bytes, file: int, offset: int, length: int, referrer: bytes, replicas: int, stamp: int
     ) -> None:
-        """The chunk's bytes are at (file, offset) from now on; references it has are kept. `replicas` 0: no reference comes with it."""
+        """The chunk's bytes are at (file, offset) from now on; `replicas` 0: no reference comes with it.
+
+        References to an earlier copy are kept, so that a batch torn behind the PUT loses none. Whoever writes a PUT over a held copy
+        writes all of them again behind it in the same batch: otherwise they would hang on a record of which nobody keeps account.
+        """
         old = self.get(chunk)
         self._alive(file, 1)
         self.live_bytes[file] = self.live_bytes.get(file, 0) + length
@@ -119,10 +123,20 @@ class Change:
         self.states[chunk] = ChunkState(state.file, state.offset, state.length, tuple(kept))
 
     def unreference(self, chunk: bytes, file: int, referrer: bytes, stamp: int) -> None:
-        """Drop the reference. With the last one the grace period begins, at the store's age `stamp`."""
+        """Drop the reference. With the last one the grace period begins, at the store's age `stamp`.
+
+        A record about a reference that isn't there may be all that is left of a later one, its file gone: if the chunk has none, the
+        grace period begins anew.
+        """
         state = self.get(chunk)
-        held = state.reference(referrer) if state is not None else None
-        if state is None or held is None:
+        if state is None:
+            return
+        held = state.reference(referrer)
+        if held is None:
+            if state.freed != REFERENCED:
+                self._alive(state.freed_file, -1)
+                self._alive(file, 1)
+                self.states[chunk] = state._replace(freed=stamp, freed_file=file)
             return
         self._alive(held.file, -1)
         self._cover(file, held.file)

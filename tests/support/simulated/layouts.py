@@ -67,7 +67,9 @@ class GetEpoch(Request[InstalledEpoch]):
 @message
 @dataclass(frozen=True, slots=True)
 class Heard:
-    pass
+    """The receiver's own store."""
+
+    store: bytes
 
 
 @message("simulated.announce", reply=Heard)
@@ -178,4 +180,4 @@ class ScriptedView:
     async def _hear(self, request: Announce, call: IncomingCall) -> Heard:
         self.note_store(call.peer, request.store)
         await self._store.commit([MetaWrite(f"store/{call.peer}", self._stores[call.peer])])
-        return Heard()
+        return Heard(self._stores[self._process.name])

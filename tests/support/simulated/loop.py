@@ -77,8 +77,12 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
             loop.run_until_complete(asyncio.wait(left))
         assert not loop.faults, loop.faults
         return result
+    except BaseException:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        raise
     finally:
-        for task in asyncio.all_tasks(loop):
-            # Only after a failure: the tasks can't be ended any more, and need not complain about it.
-            task._log_destroy_pending = False  # type: ignore[attr-defined] # asyncio offers no public way
         loop.close()

@@ -78,6 +78,7 @@ class Life:
         self.machine.parts.rig(self)
         self.process.spawn(self.scatter.run())
         await asyncio.sleep(0)
+        self.process.spawn(self._announce_always())
         self.process.spawn(self._copy_always())
 
     def idle(self) -> None:
@@ -102,6 +103,24 @@ class Life:
             assert self.machine.disk.partitions[partition] == state
             for record in self.machine.disk.registers.get(partition, {}).values():
                 assert record.version.ballot <= state.promised
+
+    # Telling everybody which store this is
+
+    async def _announce_always(self) -> None:
+        while True:
+            for name in self.machine.names:
+                if name != self.machine.name and name not in self._told:
+                    await self._announce(name)
+            await asyncio.sleep(0.1)
+
+    async def _announce(self, name: str) -> bool:
+        try:
+            reply = await self.process.call(name, Announce(self.machine.store_id), deadline_s=0.5)
+        except HoldfastError:
+            return False
+        self.view.note_store(name, reply.message.store)
+        self._told.add(name)
+        return True
 
     # Copying
 
@@ -137,13 +156,9 @@ class Life:
         for other in others:
             if len(sources) == needed:
                 break
-            try:
-                if other not in self._told:
-                    await self.process.call(other, Announce(self.machine.store_id), deadline_s=1.0)
-                    self._told.add(other)
+            # Only from those that know of this store: from then on they refuse what its predecessor had a part in.
+            if other in self._told or await self._announce(other):
                 sources.append(other)
-            except HoldfastError:
-                continue
         if len(sources) < needed:
             raise QuorumUnavailable("too few to copy from")
         after: RegisterKey | None = None

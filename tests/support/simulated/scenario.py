@@ -313,6 +313,8 @@ class _Simulation:
                 if len(busy) >= self._limit() or not free or self.over:
                     continue
                 name, kind = rng.choice(free), rng.choice(kinds)
+                if kind == "wipe" and name in self.script.last.current and len(self.script.last.current) < 3:
+                    continue  # that would be the only copy
                 busy.add(name)
                 self.count(kind)
                 group.create_task(self._one_trouble(name, kind, rng, busy))

@@ -39,6 +39,18 @@ steps = st.builds(
 Files = dict[int, list[tuple[int, Record]]]
 
 
+def records_of(step: Step, moment: int, state: ChunkState | None) -> list[Record]:
+    """A PUT over a held copy moves it: all its references are written again behind it."""
+    records = [Record(step.kind, 0, step.replicas, 10, moment, 1, 0, step.chunk, step.referrer, b"")]
+    if step.kind == Kind.PUT and state is not None:
+        records += [
+            Record(Kind.REFERENCE, 0, held.replicas, 0, moment, 1, 0, step.chunk, held.referrer, b"")
+            for held in state.references
+            if held.referrer != step.referrer
+        ]
+    return records
+
+
 def replayed(files: Files) -> Change:
     change = Change(dict.fromkeys(CHUNKS))
     for number in sorted(files):
@@ -71,11 +83,10 @@ def test_replay_of_the_remaining_files_adds_up_to_the_same(script: list[Step]) -
                 ledger.remove([number])
                 assert states(replayed(files)) == {chunk: state for chunk, state in held.items() if state is not None}
             ledger.check()
-        # the writer puts a chunk again only over none or a damaged copy; a bare PUT over a copy is allowed by the format
-        record = Record(step.kind, 0, step.replicas, 10, moment, 1, 0, step.chunk, step.referrer, b"")
         change = Change(dict(held))
-        change.apply(record, active, moment)
-        files[active].append((moment, record))
+        for record in records_of(step, moment, held[step.chunk]):
+            change.apply(record, active, moment)
+            files[active].append((moment, record))
         ledger.merge(change)
         held.update(change.states)
     whole = replayed(files)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 from blake3 import blake3
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
@@ -300,6 +300,6 @@ def test_the_store_is_a_dict(monkeypatch: pytest.MonkeyPatch, flush_states: int)
     run_state_machine_as_test(
         StoreAgainstDict,
         settings=settings(
-            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.reuse, Phase.generate]
         ),
     )
