@@ -181,7 +181,7 @@ class CoreView:
         current, planned = await core.governor.plan()
         if planned.version == current.version:
             return {"version": None, "lines": [f"layout {current.version} is in force and there is nothing to change"]}
-        change = LayoutChange(current, planned)
+        change = LayoutChange(current, planned, self._estimated_bytes(core, current))
         return {"version": planned.version, **change.to_json(), "lines": list(change.lines())}
 
     async def apply_layout(self, version: int) -> JsonObject:
@@ -231,6 +231,11 @@ class CoreView:
         yield Sample("chunk_late_bytes", "gauge", "Payloads that wait for slow replicas.", core.chunks.late_bytes)
         for job in core.jobs():
             yield Sample("job_queue", "gauge", "Work waiting, by job.", job.queue_length, {"job": job.name})
+
+    def _estimated_bytes(self, core: PeerCore, layout: Layout) -> int | None:
+        """Bytes of one copy of everything, judged by this node's share: chunks spread evenly over the partitions."""
+        share = len(layout.partitions_of(core.settings.name))
+        return self._store.statistics().live_bytes * layout.partitions // share if share else None
 
     def _require(self) -> PeerCore:
         core = self._core()

@@ -19,6 +19,7 @@ from cluster.register.key import RegisterKey
 from cluster.register.leader import Leader
 from cluster.register.messages import Export
 from cluster.register.quorum import majority
+from cluster.register.record_cache import RecordCache
 from cluster.register.registers import Registers
 from cluster.register.scatter import Scatter
 from cluster.register.service import RegisterService
@@ -56,6 +57,9 @@ class Life:
         self.view = ScriptedView(self.process, machine.script, self.store, known, machine.is_up, rng)
         self.view.note_store(name, machine.store_id)
         self.acceptor = machine.parts.acceptor(self.store, self.view, lambda partition: True)
+        if rng.random() < 0.5:
+            # Room for a register or two: everything else is evicted and read again all the time.
+            self.acceptor._cache = RecordCache(900)
         self.scatter = Scatter(self.process)
         self.leader = machine.parts.leader(
             name,

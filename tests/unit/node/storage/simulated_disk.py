@@ -23,7 +23,7 @@ PAGE = 512
 @dataclass(frozen=True)
 class Event:
     """One change: kind is create, write, truncate, sync, lost (a failed sync: what was pending will never be written), unlink,
-    rename, sync_directory, or note."""
+    rename, sync_directory, rot, or note."""
 
     kind: str
     file: int = 0
@@ -257,6 +257,7 @@ class SimulatedDisk:
             content.visible[offset] ^= mask
             if offset < len(content.durable):
                 content.durable[offset] ^= mask
+            self.history.append(Event("rot", self._names[path], path, offset, bytes([mask])))
 
     def bytes_of(self, path: str) -> bytes:
         return bytes(self._contents[self._names[path]].visible)
@@ -283,6 +284,8 @@ class SimulatedDisk:
                 contents[event.file].pending = []
             elif event.kind in {"write", "truncate"}:
                 contents[event.file].pending.append(event)
+            elif event.kind == "rot" and event.offset < len(contents[event.file].durable):
+                contents[event.file].durable[event.offset] ^= event.data[0]
         if loss.names:
             for change in unsynced:
                 _rename(names, change)

@@ -1,0 +1,202 @@
+"""Registers that are wrong on purpose, each in one way: what the simulation must be able to notice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
+
+from cluster.errors import OutcomeUnknown
+from cluster.register.acceptor import Acceptor
+from cluster.register.ballot import NO_BALLOT, Ballot, Version
+from cluster.register.change import ABSENT_ONLY, Change, token_of
+from cluster.register.copying import Copied
+from cluster.register.key import RegisterKey
+from cluster.register.leader import Leader, Outcome, Term, _Attempt
+from cluster.register.quorum import QuorumRule
+from cluster.register.record import Record
+from cluster.register.record_cache import CachedRecord, RecordCache
+from cluster.register.store import LEARNER, VOTER, PartitionRecord
+from cluster.register.view import LayoutView
+from simulated.node import Life, Parts
+
+
+class ForgetfulAcceptor(Acceptor):
+    """Comes back from a crash without its promises."""
+
+    async def open(self) -> None:
+        await super().open()
+        for partition, state in self._partitions.items():
+            self._partitions[partition] = PartitionRecord(NO_BALLOT, state.standing, state.tenure)
+
+
+class HastyAcceptor(Acceptor):
+    """Answers before its promises are durable."""
+
+    async def _raise(self, partition: int, state: PartitionRecord, ballot: Ballot) -> None:
+        self._store.commit([self._promise(partition, state, ballot)])
+
+
+class EagerLearner(Acceptor):
+    """Votes although it has forgotten."""
+
+    def _voting(self, partition: int, epoch: int, *, vote: bool = False) -> PartitionRecord:
+        state = self._partitions.get(partition)
+        if state is not None and state.standing == LEARNER:
+            self._partitions[partition] = PartitionRecord(state.promised, VOTER, state.tenure)
+        return super()._voting(partition, epoch, vote=vote)
+
+
+class StoreBlindAcceptor(Acceptor):
+    """Doesn't care which disks a term was begun with."""
+
+    def _check_stores(self, partition: int, stores: bytes) -> None:
+        """Anything goes."""
+
+
+class CredulousCopier(Acceptor):
+    """Takes over whatever it is given, below its own promise too."""
+
+    async def import_records(self, partition: int, records: Sequence[Copied], promised: Ballot) -> list[RegisterKey]:
+        believed = [Copied(key, record, decided=True) for key, record, _ in records]
+        return await super().import_records(partition, believed, promised)
+
+
+class EmptyHandedCopier(Acceptor):
+    """Calls itself a full replica without having copied anything."""
+
+    async def import_records(self, partition: int, records: Sequence[Copied], promised: Ballot) -> list[RegisterKey]:
+        return []
+
+
+class ObedientAcceptor(Acceptor):
+    """Accepts below its promise."""
+
+    async def accept(self, partition: int, key: RegisterKey, record: Record, epoch: int, stores: bytes) -> Ballot:
+        state = self._partitions[partition]
+        lowered = min(state.promised, record.version.ballot)
+        self._partitions[partition] = PartitionRecord(lowered, state.standing, state.tenure)
+        return await super().accept(partition, key, record, epoch, stores)
+
+
+class _UnpinnedCache(RecordCache):
+    """Evicts what is still on its way to the disk."""
+
+    def begin(self, entry: CachedRecord, record: Record) -> None:
+        super().begin(entry, record)
+        entry.pending -= 1
+
+    def finish(self, entry: CachedRecord, record: Record) -> None:
+        entry.pending += 1
+        super().finish(entry, record)
+
+
+class TrustingLeader(Leader):
+    """Skips rule (a): answers from memory without asking whether it still leads."""
+
+    async def _confirm(self, term: Term, key: RegisterKey, deadline: float) -> None:
+        """It will do."""
+
+
+class StubbornLeader(Leader):
+    """Skips rule (b): goes on under the ballot of an Accept whose fate is unknown, and believes what it had learned before."""
+
+    async def _write(
+        self,
+        term: Term,
+        key: RegisterKey,
+        base: Record,
+        value: bytes | None,
+        *,
+        settles: bool = False,
+        attempt: _Attempt | None = None,
+    ) -> Version:
+        was_closed = term.closed
+        try:
+            return await super()._write(term, key, base, value, settles=settles, attempt=attempt)
+        except BaseException:
+            term.closed = was_closed
+            self._remember(term, key, base)
+            raise
+
+
+class ConfidentLeader(Leader):
+    """Calls a write whose fate is unknown a failure."""
+
+    async def _update(self, partition: int, key: RegisterKey, change: Change, deadline: float) -> Outcome:
+        try:
+            return await super()._update(partition, key, change, deadline)
+        except OutcomeUnknown:
+            return Outcome(False, b"something else")
+
+
+class RepeatingLeader(Leader):
+    """Forgets that an earlier Accept of the same update is in doubt, and decides anew."""
+
+    async def _try(
+        self, term: Term, key: RegisterKey, change: Change, attempt: _Attempt | None, deadline: float
+    ) -> Outcome:
+        return await super()._try(term, key, change, None, deadline)
+
+
+class UnfencedCreation(Leader):
+    """Creates whatever is absent, whenever the request arrives."""
+
+    async def _try(
+        self, term: Term, key: RegisterKey, change: Change, attempt: _Attempt | None, deadline: float
+    ) -> Outcome:
+        if change.mode == ABSENT_ONLY and attempt is None:
+            record = self._recall(term, key) or (await self._learn(term, key, deadline))[0]
+            change = dataclasses.replace(change, expected=token_of(record.version))
+        return await super()._try(term, key, change, attempt, deadline)
+
+
+class HalfRuleLeader(Leader):
+    """Leads by the old group alone while the layout changes."""
+
+    async def _begin_term(self, partition: int, deadline: float) -> Term:
+        term = await super()._begin_term(partition, deadline)
+        term.rule = QuorumRule(term.rule.groups[:1])
+        return term
+
+
+class _HalfView:
+    """A view under which any one replica is enough."""
+
+    def __init__(self, view: LayoutView, me: str) -> None:
+        self._view = view
+        self._me = me
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
+
+    def rule(self, partition: int) -> QuorumRule:
+        members = self._view.rule(partition).members
+        return QuorumRule(((self._me if self._me in members else members[0],),))
+
+
+def _read_from_one(life: Life) -> None:
+    life.registers._reader._view = cast("LayoutView", _HalfView(life.view, life.machine.name))
+
+
+def _unpinned(life: Life) -> None:
+    life.acceptor._cache = _UnpinnedCache(900)
+
+
+FAULTS: dict[str, Parts] = {
+    "acceptor forgets its promises in a crash": Parts(acceptor=ForgetfulAcceptor),
+    "acceptor answers before its promise is durable": Parts(acceptor=HastyAcceptor),
+    "acceptor accepts below its promise": Parts(acceptor=ObedientAcceptor),
+    "acceptor evicts what is not durable yet": Parts(rig=_unpinned),
+    "read quorum of one": Parts(rig=_read_from_one),
+    "leader skips rule (a)": Parts(leader=TrustingLeader),
+    "leader skips rule (b)": Parts(leader=StubbornLeader),
+    "leader calls unknown a no": Parts(leader=ConfidentLeader),
+    "leader repeats what is in doubt": Parts(leader=RepeatingLeader),
+    "late creations are not fenced": Parts(leader=UnfencedCreation),
+    "leader uses half of a joint rule": Parts(leader=HalfRuleLeader),
+    "learner votes": Parts(acceptor=EagerLearner),
+    "acceptor ignores which stores it votes with": Parts(acceptor=StoreBlindAcceptor),
+    "copier takes over undecided records": Parts(acceptor=CredulousCopier),
+    "copier copies nothing": Parts(acceptor=EmptyHandedCopier),
+}
