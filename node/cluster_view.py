@@ -130,11 +130,7 @@ class CoreView:
                 "next": None,
                 "lines": [f"no layout yet: waiting for {core.bootstrap.waiting_for}"],
             }
-        lines = [
-            f"layout {state.current.version}: {len(state.current.nodes)} nodes, {state.current.partitions} partitions, "
-            f"{state.current.replicas_per_partition} replicas each"
-        ]
-        lines += _table(state.current)
+        lines = _table(state.current)
         document: JsonObject = {
             "epoch": state.epoch,
             "current": _layout(state.current),
@@ -298,7 +294,9 @@ def _layout(layout: Layout) -> dict[str, Any]:
 def _table(layout: Layout) -> list[str]:
     total = sum(node.capacity for node in layout.nodes)
     width = max(len(node.name) for node in layout.nodes)
-    return [
+    lines = [f"layout {layout.version}: {len(layout.nodes)} nodes, {layout.partitions} partitions"]
+    lines[0] += f", {layout.replicas_per_partition} replicas each"
+    return lines + [
         f"  {node.name:<{width}}  zone {node.zone}  {len(layout.partitions_of(node.name))} partitions  "
         f"{100 * node.capacity / total:.1f} % of the capacity"
         for node in layout.nodes

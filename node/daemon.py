@@ -123,7 +123,9 @@ class Daemon:
         """Run cores, one life after the other, until told to stop; the API is closed before the last core ends."""
         while not self._stop.is_set():
             store_id, boot, new = await asyncio.to_thread(registers.begin_boot, new_store_id(doors.rng))
-            core = PeerCore(self._peer_settings(server.port), doors, Life(store_id, boot, doors.rng.randbytes(RUN_BYTES)))
+            core = PeerCore(
+                self._peer_settings(server.port), doors, Life(store_id, boot, doors.rng.randbytes(RUN_BYTES))
+            )
             await core.open()
             log.info("node_starting", node=self._config.name, store=store_id.hex(), boot=boot, new_store=new)
             running = asyncio.ensure_future(core.run())

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from cluster.errors import NotReady
 from cluster.peer.core import PeerCore
 from cluster.volumes.content import OpenVolume
-from cluster.volumes.names import DEFAULT_CHUNK_BYTES, DEFAULT_DURABILITY, DEFAULT_REPLICAS
+from cluster.volumes.names import DEFAULT_CHUNK_BYTES, DEFAULT_DURABILITY
 from cluster.volumes.service import VolumeService
 from cluster.volumes.volume import UNCONDITIONAL, Condition, Volume, VolumePage
 
@@ -31,7 +31,7 @@ class LiveVolumes:
         size: int,
         *,
         chunk_size: int = DEFAULT_CHUNK_BYTES,
-        replicas: int = DEFAULT_REPLICAS,
+        replicas: int | None = None,
         durability: str = DEFAULT_DURABILITY,
     ) -> Volume:
         return await self._service().create(name, size, chunk_size=chunk_size, replicas=replicas, durability=durability)

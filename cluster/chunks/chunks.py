@@ -181,14 +181,17 @@ class ClusterChunks:
     async def drop_reference(self, chunk: bytes, referrer: bytes, replicas: int) -> None:
         """Remove a reference from every replica. Raises QuorumUnavailable when one could not be told."""
         rule = self._view.chunk_rule(chunk, replicas)
-        missed: list[str] = []
-        for name in rule.members:
-            try:
-                await self._caller.call(name, DropReference(chunk, referrer), deadline_s=DROP_DEADLINE_S)
-            except HoldfastError:
-                missed.append(name)
+        told = await asyncio.gather(*(self._drop_on(name, DropReference(chunk, referrer)) for name in rule.members))
+        missed = [name for name, done in zip(rule.members, told, strict=True) if not done]
         if missed:
             raise QuorumUnavailable(f"{', '.join(missed)} could not be told to drop a reference", retry_after_s=60)
+
+    async def _drop_on(self, name: str, request: DropReference) -> bool:
+        try:
+            await self._caller.call(name, request, deadline_s=DROP_DEADLINE_S)
+        except HoldfastError:
+            return False
+        return True
 
     # Reading
 

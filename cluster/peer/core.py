@@ -168,7 +168,14 @@ class PeerCore:
             doors.offload,
         )
         self.tidier = Tidier(me, self.rpc, doors.registers, doors.chunks, self.installed, clock)
-        self.volumes = VolumeService(self.registers, self.chunks, clock, rng, node_count=self._node_count)
+        self.volumes = VolumeService(
+            self.registers,
+            self.chunks,
+            clock,
+            rng,
+            node_count=self._node_count,
+            default_replicas=lambda: self.installed.require().current.replication_factor,
+        )
         RegisterService(self.acceptor, self.leader, self.installed).register(handlers)
         ChunkReplica(me, doors.chunks, self.installed).register(handlers)
         for part in (self.installed, self.attestation, self.bootstrap, self.copier):
@@ -217,6 +224,8 @@ class PeerCore:
         yield JobState("attestation", len(unconfirmed), "", waiting)
         yield JobState("governor", 0, self.governor.last_error, self.governor.waiting_for)
         yield JobState("copier", self.copier.queue_length, self.copier.last_error, "")
+        for job in self.volumes.jobs():
+            yield JobState(job.name, job.queue_length, job.last_error or "", job.waiting_for or "")
         yield JobState("tidier", self.tidier.queue_length, self.tidier.last_error, self.tidier.waiting_for)
 
     # Joints

@@ -6,7 +6,7 @@ Read in this order:
 * `reference` (who keeps a chunk alive, see docs/decisions/references.md);
 * `extent`, `page`, `page_store`, `volume_map`, `map_builder`, `map_splice`, `map_difference`: the map from addresses to chunks
   (docs/formats/volume-map.md);
-* `head`: the register that names the newest root;
-* `byte_budget`, `writer`, `content`: bytes in and out; `read_coalescer`: one register read for many readers;
+* `head`, `read_coalescer`, `head_store`: the register that names the newest root; `listing`: all of them in order;
+* `byte_budget`, `writer`, `writing`: a body on its way in; `content`: a version on its way out; `first_error`;
 * `reclaim`: giving back what no root needs; `service`: everything put together.
 """

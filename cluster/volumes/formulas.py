@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DEFAULT_PASSES = 1
-"""m: how many full comparison passes T speaks of, unless the caller says otherwise."""
+DEFAULT_PASSES = 0
+"""m: full comparison passes that have been made. Replicas are not compared in the background yet, so there are none to speak of."""
 
 
 @dataclass(frozen=True, slots=True)

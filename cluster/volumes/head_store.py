@@ -17,8 +17,8 @@ from cluster.volumes.read_coalescer import ReadCoalescer
 HEAD_CACHE_ENTRIES = 1024
 """Decoded heads kept; a head is at most some 20 KiB, typically 0.3 KiB."""
 
-UNKNOWN_RETRIES = 3
-"""How often a swing of unknown outcome is looked at and repeated before the caller is told that it is unknown."""
+UNKNOWN_TRIES = 3
+"""Tries of a swing of unknown outcome before the caller is told that it is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class HeadStore:
     async def swing(self, name: str, expected: Version, head: Head | None) -> Swing:
         """Replace ``expected`` by ``head`` (None: remove the register), if it is still there.
 
-        Raises QuorumUnavailable (nothing was changed) and OutcomeUnknown (only after looking and repeating)."""
+        Raises QuorumUnavailable (nothing was changed) and OutcomeUnknown (only after repeating)."""
         key = head_key(name)
         if head is not None:
             head = replace(head, stamp=self._rng.randbytes(STAMP_BYTES))
         value = None if head is None else encode_head(head)
         unknown: OutcomeUnknown | None = None
-        for _ in range(UNKNOWN_RETRIES):
+        for _ in range(UNKNOWN_TRIES):
             try:
                 result = await self._registers.compare_and_set(key, expected.raw, value)
             except QuorumUnavailable as error:
@@ -78,15 +78,12 @@ class HeadStore:
                 raise
             except OutcomeUnknown as error:
                 unknown = error
-                current = await self._looked(name, error)
-                if current.raw == expected.raw:
-                    continue
-                if took_effect(current, expected, head):
-                    return Swing(True, Version(value, head))
-                raise
-            current = self._known(name, result.current)
+                continue  # repeating it is safe, and its answer tells what became of this one
             if result.applied or (value is not None and result.current == value):
-                return Swing(True, Version(value, head))
+                done = Version(value, head)
+                self._remember(name, done)
+                return Swing(True, done)
+            current = self._known(name, result.current)
             if unknown is None:
                 return Swing(False, current)
             if took_effect(current, expected, head):
@@ -95,29 +92,30 @@ class HeadStore:
         assert unknown is not None
         raise unknown
 
-    async def _looked(self, name: str, error: OutcomeUnknown) -> Version:
-        try:
-            return await self._read(name)
-        except Exception:
-            raise error from None  # whatever keeps us from looking, the outcome stays unknown
-
     async def _read(self, name: str) -> Version:
         return self._known(name, await self._registers.read(head_key(name)))
 
     def _known(self, name: str, raw: bytes | None) -> Version:
         """The decoded value, from the cache when it is the one decoded last."""
         if raw is None:
-            self._cache.pop(name, None)
+            self._remember(name, ABSENT)
             return ABSENT
         cached = self._cache.get(name)
         if cached is not None and cached.raw == raw:
             self._cache.move_to_end(name)
             return cached
         version = Version(raw, decode_head(raw))
+        self._remember(name, version)
+        return version
+
+    def _remember(self, name: str, version: Version) -> None:
+        if version.raw is None:
+            self._cache.pop(name, None)
+            return
         self._cache[name] = version
+        self._cache.move_to_end(name)
         if len(self._cache) > HEAD_CACHE_ENTRIES:
             self._cache.popitem(last=False)
-        return version
 
 
 def took_effect(current: Version, expected: Version, head: Head | None) -> bool:

@@ -19,7 +19,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from cluster.doors.clock import Clock
-from cluster.errors import HoldfastError
+from cluster.errors import HoldfastError, QuorumUnavailable
 from cluster.volumes.first_error import first_error
 from cluster.volumes.head import VOLUME_SHARDS, Head, RetiredRoot
 from cluster.volumes.head_store import HeadStore
@@ -42,7 +42,8 @@ QUEUE_LIMIT = 10_000
 """Volumes and abandoned writes waiting. What does not fit is found on patrol, or (abandoned writes) left to a later sweep."""
 
 RETRY_S = 5.0
-"""Pause of a volume whose reclaiming failed."""
+RETRY_LIMIT_S = 300.0
+"""Pause of a volume whose reclaiming failed, doubled with each failure: while a node is away every drop that concerns it fails."""
 
 ABANDONED_TRIES = 20
 """After so many failures what an unfinished write left is left to a later sweep."""
@@ -92,6 +93,7 @@ class Job:
     walk: AsyncGenerator[DeadReference, None] | None = None
     walking: tuple[RetiredRoot, ...] = ()
     replicas: int = 1
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,11 @@ class JobStatus:
     """The shape every background job shows itself in."""
 
     name: str
-    queue: int
-    done: int
-    last_error: str | None
+    queue_length: int
+    last_error: str
     waiting_for: str
+    done: int
+    """References dropped since the start."""
 
 
 class Reclaimer:
@@ -130,7 +133,7 @@ class Reclaimer:
         self._turn = 0
         self._wake = asyncio.Event()
         self._dropped = 0
-        self._last_error: str | None = None
+        self._last_error = ""
         self._busy = False
 
     def notice(self, head: Head) -> None:
@@ -156,12 +159,12 @@ class Reclaimer:
 
     def status(self) -> JobStatus:
         if self._busy:
-            waiting = "working"
+            waiting = ""
         elif self._jobs or self._clearings:
             waiting = "the grace period of retired roots, or a retry"
         else:
             waiting = "something to reclaim"
-        return JobStatus("reclaim", len(self._jobs) + self._clearings, self._dropped, self._last_error, waiting)
+        return JobStatus("reclaim", len(self._jobs) + self._clearings, self._last_error, waiting, self._dropped)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -180,20 +183,24 @@ class Reclaimer:
                 await self._clear(item)
                 return True
             if self._jobs.get(item.name) is item:
-                if not await self._guarded(self._unit(item)):
+                if await self._guarded(self._unit(item)):
+                    item.failures = 0
+                else:
                     await self._stop_walk(item)
-                    self._schedule(item, self._clock.monotonic() + RETRY_S)
+                    item.failures += 1
+                    self._schedule(item, self._clock.monotonic() + retry_pause(item.failures))
                 return True
         return False
 
-    async def make_room(self, head: Head, wanted: int) -> int:
+    async def make_room(self, head: Head, wanted: int, *, leave_behind: bool = False) -> int:
         """Drop what only the ``wanted`` oldest retired roots of ``head`` need, whatever their age, on behalf of a write that needs
-        their room; returns how many of them are done (fewer when it takes too long). Raises QuorumUnavailable."""
+        their room; returns how many of them are done (fewer when it takes too long). Raises QuorumUnavailable, unless ``leave_behind``:
+        then what replicas that are away still hold counts as done, and is left to a sweep."""
         done = 0
         left = ROOM_DROPS
         for entry, following in neighbours(head)[:wanted]:
             walk = self._dead(entry, following)
-            left = await self._drop_some(walk, entry.replicas, left)
+            left = await self._drop_some(walk, entry.replicas, left, leave_behind)
             await walk.aclose()
             if left <= 0:
                 break
@@ -322,38 +329,44 @@ class Reclaimer:
         pages = PageStore(self._cache, entry.replicas)
         return dead_references(entry.root.node(span), span, other, other_span, entry.chunk_size, pages)
 
-    async def _drop_some(self, walk: AsyncIterator[DeadReference], replicas: int, limit: int) -> int:
+    async def _drop_some(
+        self, walk: AsyncIterator[DeadReference], replicas: int, limit: int, leave_behind: bool = False
+    ) -> int:
         """Drop at most about ``limit`` references; returns what is left of the limit, above 0 when the walk has ended."""
         batch: list[DeadReference] = []
         while limit > 0:
             reference = await anext(walk, None)
             if batch and (reference is None or reference.after_all or len(batch) >= DROP_WINDOW):
-                await self._drop(batch, replicas)
+                await self._drop(batch, replicas, leave_behind)
                 batch = []
             if reference is None:
                 return limit
             limit -= 1
             batch.append(reference)
             if reference.after_all:
-                await self._drop(batch, replicas)
+                await self._drop(batch, replicas, leave_behind)
                 batch = []
         if batch:
-            await self._drop(batch, replicas)
+            await self._drop(batch, replicas, leave_behind)
         return 0
 
-    async def _drop(self, references: Sequence[DeadReference], replicas: int) -> None:
+    async def _drop(self, references: Sequence[DeadReference], replicas: int, leave_behind: bool) -> None:
         if len(references) == 1:
-            await self._drop_one(references[0], replicas)
+            await self._drop_one(references[0], replicas, leave_behind)
             return
         try:
             async with asyncio.TaskGroup() as group:
                 for reference in references:
-                    group.create_task(self._drop_one(reference, replicas))
+                    group.create_task(self._drop_one(reference, replicas, leave_behind))
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
 
-    async def _drop_one(self, reference: DeadReference, replicas: int) -> None:
-        await self._cache.chunks.drop_reference(reference.chunk, reference.referrer, replicas)
+    async def _drop_one(self, reference: DeadReference, replicas: int, leave_behind: bool = False) -> None:
+        try:
+            await self._cache.chunks.drop_reference(reference.chunk, reference.referrer, replicas)
+        except QuorumUnavailable:
+            if not leave_behind:
+                raise
         self._dropped += 1
 
     def _schedule(self, item: Job | Clearing, due: float) -> None:
@@ -367,7 +380,7 @@ class Reclaimer:
         if await self._guarded(self._give_back(clearing.abandoned)) or clearing.tries >= ABANDONED_TRIES:
             self._clearings -= 1
         else:
-            self._schedule(clearing, self._clock.monotonic() + RETRY_S)
+            self._schedule(clearing, self._clock.monotonic() + retry_pause(clearing.tries))
 
     async def _give_back(self, abandoned: Abandoned) -> None:
         pages = PageStore(self._cache, abandoned.replicas)
@@ -379,6 +392,11 @@ class Reclaimer:
             await self._drop_one(
                 DeadReference(page.chunk, page_referrer(page.write), after_all=True), abandoned.replicas
             )
+
+
+def retry_pause(failures: int) -> float:
+    """Seconds, after so many failures in a row."""
+    return float(min(RETRY_LIMIT_S, RETRY_S * 2 ** min(failures - 1, 16)))
 
 
 def neighbours(head: Head) -> list[tuple[RetiredRoot, RetiredRoot | Head]]:

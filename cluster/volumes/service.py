@@ -56,8 +56,11 @@ RETIRED_LIMIT_BYTES = 16 << 10
 """Retired roots in a head, by number and by size: more than so many make a write reclaim the oldest half first. Heads are read by every
 request and stay small by this."""
 
+ROOM_STEP = 8
+"""Room is made with every so many retired roots past the limit: while a node is away it can't be made, and must not be tried every time."""
+
 RETIRED_EXCESS = 2
-"""A write that can't make room goes on until the limits are exceeded so many times, then it is refused with Busy."""
+"""At so many times the limits, what replicas that are away still hold of the oldest roots is left to a sweep: writes go on."""
 
 OPEN_CACHE_ENTRIES = 1024
 """Opened versions kept for the next reader of the same version (small: the root's page decoded)."""
@@ -88,6 +91,7 @@ class VolumeService:
         rng: random.Random,
         *,
         node_count: Callable[[], int],
+        default_replicas: Callable[[], int] = lambda: DEFAULT_REPLICAS,
         settings: VolumeSettings | None = None,
     ) -> None:
         self.settings = settings or VolumeSettings()
@@ -98,6 +102,7 @@ class VolumeService:
         self._clock = clock
         self._rng = rng
         self._node_count = node_count
+        self._default_replicas = default_replicas
         self._heads = HeadStore(registers, rng)
         self._cache = PageCache(chunks)
         self._opened: OrderedDict[str, tuple[bytes, OpenVolume]] = OrderedDict()
@@ -174,12 +179,14 @@ class VolumeService:
         size: int,
         *,
         chunk_size: int = DEFAULT_CHUNK_BYTES,
-        replicas: int = DEFAULT_REPLICAS,
+        replicas: int | None = None,
         durability: str = DEFAULT_DURABILITY,
     ) -> Volume:
-        """A new volume that is one hole. Raises Conflict (``exists`` in the details) when there is one of that name."""
+        """A new volume that is one hole; ``replicas`` None: as many as the cluster keeps by default.
+        Raises Conflict (``exists`` in the details) when there is one of that name."""
         check_name(name)
         check_size(size)
+        replicas = self._default_replicas() if replicas is None else replicas
         self._check_shape(chunk_size, replicas, durability)
         write = new_write_id(name, self._rng)
 
@@ -200,7 +207,7 @@ class VolumeService:
 
         async def resized(version: Version) -> Head:
             head = self._still(version, name)
-            condition.check(head.volume())
+            check_condition(condition, head)
             if size < head.size:
                 raise Invalid(
                     f"The volume {name!r} has {head.size} bytes and can't shrink to {size}: "
@@ -212,7 +219,7 @@ class VolumeService:
             now = self._clock.wall()
             return replace(head, write=write, generation=head.generation + 1, size=size, root=root, modified_at=now)
 
-        condition.check(head.volume())
+        check_condition(condition, head)
         if size == head.size:
             return head.volume()
         return (await self._change(name, version, resized, unfinished)).volume()
@@ -225,7 +232,7 @@ class VolumeService:
 
         async def deleted(version: Version) -> Head | None:
             head = self._still(version, name)
-            condition.check(head.volume())
+            check_condition(condition, head)
             retired = head.retired_with_root(self._clock.wall())
             if not retired:
                 return None
@@ -254,14 +261,14 @@ class VolumeService:
         if length is not None:
             check_size(length, "length")
         version = await self._heads.read(name)
-        condition.check(volume_of(version))
+        check_condition(condition, version.live)
         shape = version.live
         if shape is None:
             shape = self._new_head(
                 name,
                 0,
                 DEFAULT_CHUNK_BYTES if chunk_size is None else chunk_size,
-                DEFAULT_REPLICAS if replicas is None else replicas,
+                self._default_replicas() if replicas is None else replicas,
                 DEFAULT_DURABILITY if durability is None else durability,
                 b"",
                 EMPTY_ROOT,
@@ -275,7 +282,7 @@ class VolumeService:
             root = await writing.whole_root()
 
         async def replaced(version: Version) -> Head:
-            condition.check(volume_of(version))
+            check_condition(condition, version.live)
             head = version.live
             if head is None:
                 return self._new_head(
@@ -303,7 +310,7 @@ class VolumeService:
         if length is not None:
             check_size(length, "length")
         version, shape = await self._live(name)
-        condition.check(shape.volume())
+        check_condition(condition, shape)
         check_inside(shape, offset, length or 0)
         write = new_write_id(name, self._rng)
         writing = Writing(self._stores, shape, write, offset)
@@ -312,7 +319,7 @@ class VolumeService:
 
         async def written(version: Version) -> Head:
             head = self._still(version, name)
-            condition.check(head.volume())
+            check_condition(condition, head)
             check_same_shape(head, shape)
             check_inside(head, offset, stored_length)
             return self._following(head, head.size, await writing.root_over(head), write)
@@ -413,15 +420,17 @@ class VolumeService:
 
     async def _with_room(self, head: Head) -> Head:
         """``head`` with so few retired roots as may be: the oldest are reclaimed at once when there are too many."""
-        if not too_many(head.retired, 1):
+        retired = head.retired
+        last_chance = too_many(retired, RETIRED_EXCESS)
+        if not last_chance and not (too_many(retired, 1) and len(retired) % ROOM_STEP == 0):
             return head
         try:
             # The newest entry is the version that readers are most likely at: it is never among them.
-            done = await self.reclaimer.make_room(head, max(1, len(head.retired) // 2))
+            done = await self.reclaimer.make_room(head, max(1, len(retired) // 2), leave_behind=last_chance)
         except HoldfastError:
             done = 0
-        head = replace(head, retired=head.retired[done:])
-        if too_many(head.retired, RETIRED_EXCESS):
+        head = replace(head, retired=retired[done:])
+        if not done and last_chance:
             raise Busy(
                 f"The volume {head.name!r} is overwritten faster than its old versions can be given back; try again soon.",
                 retry_after_s=2,
@@ -437,8 +446,10 @@ class VolumeService:
         return head.root if grown is node else await stored_root(grown, wanted, unfinished.attempt())
 
 
-def volume_of(version: Version) -> Volume | None:
-    return None if version.live is None else version.live.volume()
+def check_condition(condition: Condition, head: Head | None) -> None:
+    """Raises Conflict when the condition does not hold for the live ``head``, or for the absence of one."""
+    if condition is not UNCONDITIONAL:
+        condition.check(None if head is None else head.volume())
 
 
 def check_inside(head: Head, offset: int, length: int) -> None:

@@ -174,14 +174,14 @@ class Pieces:
         if len(self._block) >= target:
             payload, self._block = self._block[:target], self._block[target:]
             return payload
-        piece = bytearray(target)
+        piece = memoryview(bytearray(target))  # assigning to a bytearray's slice would copy twice
         filled = 0
         while filled < target and await self._fill_block():
             part = self._block[: target - filled]
             piece[filled : filled + len(part)] = part
             filled += len(part)
             self._block = self._block[len(part) :]
-        return piece if filled == target else memoryview(piece)[:filled]
+        return piece[:filled]
 
     async def _fill_block(self) -> bool:
         """Whether there is a byte to take, received first if need be."""

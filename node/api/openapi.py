@@ -10,7 +10,6 @@ from typing import Any
 from cluster.volumes.names import (
     DEFAULT_CHUNK_BYTES,
     DEFAULT_DURABILITY,
-    DEFAULT_REPLICAS,
     DURABILITIES,
     MAX_CHUNK_BYTES,
     MAX_REPLICAS,
@@ -330,7 +329,12 @@ def _new_volume_properties() -> Json:
             "default": DEFAULT_CHUNK_BYTES,
             "description": "Bytes, a power of two",
         },
-        "replicas": {"type": "integer", "minimum": 1, "maximum": MAX_REPLICAS, "default": DEFAULT_REPLICAS},
+        "replicas": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MAX_REPLICAS,
+            "description": "Default: what the cluster keeps.",
+        },
         "durability": {"type": "string", "enum": list(DURABILITIES), "default": DEFAULT_DURABILITY},
     }
 

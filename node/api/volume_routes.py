@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 from multidict import MultiMapping
 
 from cluster.errors import Conflict, Invalid
-from cluster.volumes.names import DEFAULT_CHUNK_BYTES, DEFAULT_DURABILITY, DEFAULT_REPLICAS, MAX_VOLUME_BYTES
+from cluster.volumes.names import DEFAULT_CHUNK_BYTES, DEFAULT_DURABILITY, MAX_VOLUME_BYTES
 from cluster.volumes.volume import UNCONDITIONAL, Condition, Volume
 from node.api.conditions import Verdict, entity_tags_of, evaluate_read, strong_values, weak_values
 from node.api.fields import Fields
@@ -62,7 +62,7 @@ class VolumeRoutes:
             name,
             size,
             chunk_size=shape["chunk_size"] or DEFAULT_CHUNK_BYTES,
-            replicas=shape["replicas"] or DEFAULT_REPLICAS,
+            replicas=shape["replicas"],
             durability=shape["durability"] or DEFAULT_DURABILITY,
         )
         return volume_answer(volume, 201)

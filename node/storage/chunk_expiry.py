@@ -28,9 +28,9 @@ class ChunkExpiry:
     async def run_once(self) -> bool:
         """One unit of work; whether there is more to do at once. Errors are kept in `last_error`, not raised."""
         try:
-            looked_at = await self._store.expire(EXPIRY_BATCH)
-            self.deleted += looked_at
-            more = looked_at == EXPIRY_BATCH
+            deleted = await self._store.expire(EXPIRY_BATCH)
+            self.deleted += deleted
+            more = deleted == EXPIRY_BATCH
             if not more:
                 self.unlinked += await self._store.unlink_dead_files()
             self.queue_length = await self._store.freed_count()

@@ -37,7 +37,8 @@ JOURNAL_LIMIT_PAGES = 2000
 """Pages (4 KiB) in the write-ahead file before SQLite folds it into the database; bounds the file's size."""
 
 CHECK_LIMIT_BYTES = 256 * 1024 * 1024
-"""After an unclean stop, an index up to this size is checked as a whole (about 10 ms per 10 MiB) before it is trusted."""
+"""After an unclean stop, an index up to this size is checked as a whole (about 10 ms per 10 MiB) before it is trusted; and a seal is
+over so many bytes of the database from its beginning. Beyond, starting fast is worth more: rows carry checksums of their own."""
 
 LOOKUP_WIDTH = 256
 ROW_WIDTHS = (512, 64, 8, 1)
@@ -240,28 +241,32 @@ class ChunkIndex:
             for suffix in (".seal", "-wal", "-shm", "-journal", ""):
                 with suppress(FileNotFoundError):
                     os.unlink(self.path + suffix)
-            connection = self._connect()
-            database = sqlite_utils.Database(connection)
-            database.executescript(_SCHEMA)
-            database["state"].create(  # type: ignore[union-attr]  # by name it may also be a view: not here
-                {"id": int, "covered_file": int, "covered_offset": int, "age_ms": int, "chunks": int, "bytes": int},
-                pk="id",
-            )
-            database["files"].create(  # type: ignore[union-attr]  # as above
-                {"number": int, "salt": bytes, "size": int, "live": int, "live_bytes": int, "covers": str}, pk="number"
-            )
-            database["damage"].create(  # type: ignore[union-attr]  # as above
-                {"file": int, "offset": int, "length": int, "chunk": bytes, "reason": str}, pk=("file", "offset")
-            )
-            connection.execute("INSERT INTO state VALUES (1, 0, 0, 0, 0, 0)")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.commit()
-        self._writer = connection
+            self._writer = connection = self._connect(
+                synchronous="OFF"
+            )  # nothing worth waiting for until the first flush
+            database = sqlite_utils.Database(connection, execute_plugins=False)
+            with database.atomic():
+                for statement in _SCHEMA.split(";"):
+                    database.execute(statement)
+                database["state"].create(  # type: ignore[union-attr]  # by name it may also be a view: not here
+                    {"id": int, "covered_file": int, "covered_offset": int, "age_ms": int, "chunks": int, "bytes": int},
+                    pk="id",
+                )
+                database["files"].create(  # type: ignore[union-attr]  # as above
+                    {"number": int, "salt": bytes, "size": int, "live": int, "live_bytes": int, "covers": str},
+                    pk="number",
+                )
+                database["damage"].create(  # type: ignore[union-attr]  # as above
+                    {"file": int, "offset": int, "length": int, "chunk": bytes, "reason": str}, pk=("file", "offset")
+                )
+                database.execute("INSERT INTO state VALUES (1, 0, 0, 0, 0, 0)")
+                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("PRAGMA synchronous = NORMAL")
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, *, synchronous: str = "NORMAL") -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA cache_size = -{WRITE_CACHE_KIB}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {JOURNAL_LIMIT_PAGES}")
         connection.execute("PRAGMA busy_timeout = 10000")
@@ -312,9 +317,10 @@ class ChunkIndex:
     def _measure(self) -> dict[str, int]:
         crc = size = 0
         with _judged(), open(self.path, "rb") as file:
-            while piece := file.read(1024 * 1024):
+            while size < CHECK_LIMIT_BYTES and (piece := file.read(1024 * 1024)):
                 crc = crc32c(piece, crc)
                 size += len(piece)
+            size = os.fstat(file.fileno()).st_size
         return {"size": size, "crc32c": crc}
 
     def reader(self) -> IndexReader:

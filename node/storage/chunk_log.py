@@ -94,7 +94,11 @@ class LogFiles:
         """Keep a descriptor that somebody else opened."""
         with self._lock:
             assert number not in self._open
-            self._open[number] = [descriptor, 0]
+            self._open[number] = [descriptor, 1]  # it is not the one to be closed
+            spare = self._overdue()
+            self._open[number][1] = 0
+        for one in spare:
+            self.disk.close(one)
 
     def forget(self, number: int) -> bool:
         """Close the file if it is open; False when somebody is reading it."""

@@ -80,7 +80,9 @@ class ChunkRecovery:
             state = self._catalog.index.open()
             self._adopt(state)
             self._replay()
-        except (IndexDamaged, IndexFull) as error:
+        except IndexFull as error:
+            raise StoreFailed(f"the disk has no room for the chunk index: {error}; free space, then restart") from error
+        except IndexDamaged as error:
             self._found.rebuilt = str(error)
             self._rebuild()
         return self._found
@@ -216,13 +218,12 @@ class ChunkRecovery:
             salt = self._salts[number]
             if salt is None:
                 salt = self._read_salt(number, descriptor)
-            verify_from = max(start, size - UNSYNCED_LIMIT) if newest and not running else size
-            scan = LogScan(self._disk, descriptor, size, salt, start=start, verify_from=verify_from)
+            batch = self._last_batch(descriptor, size, salt, start) if newest and not running else size
+            scan = LogScan(self._disk, descriptor, size, salt, start=start, verify_from=batch)
             if number not in catalog.ledger.accounts:
                 catalog.ledger.add(number, salt or 0, size)
             group: list[tuple[int, Record]] = []
             gaps: list[Gap] = []
-            batch = start
             end = start
             for entry in scan.entries():
                 if isinstance(entry, Gap):
@@ -230,7 +231,6 @@ class ChunkRecovery:
                     continue
                 offset, record = entry
                 group.append(entry)
-                batch = max(batch, record.batch)
                 end = offset + record_size(record)
                 if len(group) >= REPLAY_GROUP:
                     self._apply(number, group)
@@ -262,6 +262,13 @@ class ChunkRecovery:
             self._resume(number, end)
         finally:
             self._files.unpin(number)
+
+    def _last_batch(self, descriptor: int, size: int, salt: int | None, start: int) -> int:
+        """Where the newest batch of which anything is left begins: what is before it was synced when that batch was written, so that
+        a bad payload there is damage, for a read to find. Only from here on it can mean a torn write."""
+        scan = LogScan(self._disk, descriptor, size, salt, start=start, verify_from=size)
+        batches = (entry[1].batch for entry in scan.entries() if not isinstance(entry, Gap))
+        return max(max(batches, default=start), start)
 
     def _header_damaged(self, number: int, salt: int | None, *, newest: bool, empty: bool) -> None:
         """The file's own header is unreadable; its records tell the salt."""

@@ -136,6 +136,13 @@ class LogChunkStore:
             damaged=self._report,
         )
         self._writer.start()
+        log.info(
+            "chunk store open: chunks=%d replayed=%d cut_bytes=%d index=%s",
+            self._catalog.chunks,
+            found.replayed,
+            found.cut_bytes,
+            f"rebuilt ({found.rebuilt})" if found.rebuilt else "good",
+        )
         self._report(found.new_damages)
         return found
 
@@ -234,7 +241,7 @@ class LogChunkStore:
             after = entries[-1].chunk
 
     async def expire(self, limit: int) -> int:
-        """Delete up to `limit` chunks whose grace period is over, oldest first; returns how many were looked at."""
+        """Delete up to `limit` chunks whose grace period is over, oldest first; returns how many."""
         until = self._running().age_ms() - int(self._settings.grace_s * 1000)
         if until < 0:
             return 0
@@ -242,8 +249,7 @@ class LogChunkStore:
         operations = [Expire(chunk, self._future(), until) for chunk in chunks]
         for operation in operations:
             self._queue(operation)
-        await asyncio.gather(*[operation.future for operation in operations])
-        return len(chunks)
+        return (await asyncio.gather(*[operation.future for operation in operations])).count(True)
 
     async def freed_count(self) -> int:
         """Chunks without references, deleted when their grace period is over."""

@@ -40,8 +40,8 @@ STATES_LIMIT = 8 * FLUSH_STATES
 FLUSH_RETRY_S = 1.0
 """How long after a flush that found the disk full the next try comes."""
 
-GROUP_OPERATIONS = 4096
-"""Operations in one batch at most; bounds the time between syncs when they are tiny."""
+GROUP_OPERATIONS = 1024
+"""Operations in one batch at most; bounds for how long handing out the answers holds up the event loop (about 2 ms)."""
 
 
 class Barrier(Operation):

@@ -140,7 +140,7 @@ class SimulatedTransport(asyncio.Transport):
         if self.closing or {self.here, self.there} & self.network.frozen:
             return
         turn = TURN_BYTES
-        while self.arriving and self.reading and not self.closing and turn > 0:
+        while self.arriving and self.reading and turn > 0:
             buffer = cast("memoryview[int]", self.protocol.get_buffer(-1))
             count = min(len(buffer), len(self.arriving), self.network.rng.choice((100, 4096, 1 << 20)))
             buffer[:count] = self.arriving[:count]

@@ -106,6 +106,9 @@ class Machine:
     def copy_disk(self) -> DiskContent:
         return copy.deepcopy(self.registers)
 
+    def has_layout(self) -> bool:
+        return self.core is not None and self.core.installed.epoch > 0
+
     @property
     def running(self) -> PeerCore:
         assert self.core is not None

@@ -135,7 +135,7 @@ def test_every_disk_is_lost_in_turn() -> None:
             await machine.kill()
             machine.wipe()
             machine.start()
-            await cluster.until(lambda machine=machine: machine.core and machine.core.installed.epoch, f"{name} back")
+            await cluster.until(machine.has_layout, f"{name} back")
             await cluster.until(cluster.settled, f"{name} whole again")
             standings = cluster[name].acceptor.standings().values()
             assert all(record.standing != LEARNER for record in standings)
@@ -151,7 +151,7 @@ def test_an_emptied_disk_does_not_vote_before_it_has_relearned() -> None:
             await cluster.machines[name].kill()
         cluster.machines["n1"].wipe()
         cluster.machines["n1"].start()
-        await cluster.until(lambda: cluster.machines["n1"].core and cluster["n1"].installed.epoch, "n1 back")
+        await cluster.until(cluster.machines["n1"].has_layout, "n1 back")
         await asyncio.sleep(5)
         # n2 is away: two of the three replicas have forgotten or are gone, and the third must not be outvoted.
         assert all(record.standing == LEARNER for record in cluster["n1"].acceptor.standings().values())

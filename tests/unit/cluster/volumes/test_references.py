@@ -305,20 +305,35 @@ async def test_a_head_full_of_retired_roots_makes_room() -> None:
     service = cluster.gateway()
     for number in range(200):
         await put(service, "v", pattern(1 + number % 250, CELL))
-        assert len(heads_of(cluster)[0].retired) <= 65
-    assert cluster.chunks.drops >= 130
+        assert len(heads_of(cluster)[0].retired) <= 73
+    assert cluster.chunks.drops >= 120
     await settle(cluster, service)
     assert len(cluster.chunks.payloads) == 1
 
 
-async def test_a_head_that_cannot_make_room_refuses_before_it_grows_without_bound() -> None:
+async def test_a_node_that_is_away_stops_no_writes_and_heads_stay_bounded() -> None:
     cluster = MemoryCluster()
     service = cluster.gateway()
 
     async def refuse(_: int) -> None:
-        raise QuorumUnavailable("too few")
+        raise QuorumUnavailable("one replica is away")
 
     cluster.chunks.before_drop = refuse
+    for written in range(400):
+        await put(service, "v", pattern(1 + written % 250, CELL))
+        assert len(heads_of(cluster)[0].retired) <= 130
+    assert cluster.chunks.drops < 1000
+    assert await content(service, "v") == pattern(1 + 399 % 250, CELL)
+
+
+async def test_room_that_cannot_be_made_in_time_is_a_clear_refusal() -> None:
+    cluster = MemoryCluster()
+    service = cluster.gateway()
+
+    async def broken(_: int) -> None:
+        raise Busy("no drops today")
+
+    cluster.chunks.before_drop = broken
     written = 0
 
     async def overwrite_without_end() -> None:
@@ -331,3 +346,48 @@ async def test_a_head_that_cannot_make_room_refuses_before_it_grows_without_boun
         await overwrite_without_end()
     assert 100 <= written <= 140
     assert await content(service, "v") == pattern(written, CELL)
+
+
+async def test_each_retired_root_has_its_own_grace() -> None:
+    cluster = MemoryCluster(settings=VolumeSettings(retired_grace_s=60))
+    service = cluster.gateway()
+    await put(service, "v", pattern(1, CELL))
+    await put(service, "v", pattern(2, CELL))
+    cluster.clock.now += 50
+    await put(service, "v", pattern(3, CELL))
+    cluster.clock.now += 20
+    while await service.reclaimer.run_due():
+        pass
+    assert {payload[0] for payload in cluster.chunks.payloads.values()} == {2, 3}
+    cluster.clock.now += 50
+    while await service.reclaimer.run_due():
+        pass
+    assert {payload[0] for payload in cluster.chunks.payloads.values()} == {3}
+
+
+async def test_a_page_goes_after_all_that_is_below_it() -> None:
+    cluster = MemoryCluster(settings=VolumeSettings(leaf_extents=2, retired_grace_s=0))
+    service = cluster.gateway()
+    await put(service, "v", b"".join(bytes([letter]) * CELL for letter in range(1, 200)))
+    await service.resize("v", 5000 * CELL)
+    for group in range(5, 9):  # leaves of more than a cell
+        await service.write_range("v", group * 64 * CELL, body_of(pattern(1, CELL) + pattern(2, CELL)), 2 * CELL)
+    await service.delete("v")
+    real_drop = cluster.chunks.drop_reference
+    dropping = pages = 0
+
+    async def spy(chunk: bytes, referrer: bytes, replicas: int) -> None:
+        nonlocal dropping, pages
+        if referrer.endswith(b"\xff" * 6):
+            pages += 1
+            assert dropping == 0
+        dropping += 1
+        await asyncio.sleep(0)
+        await real_drop(chunk, referrer, replicas)
+        dropping -= 1
+
+    cluster.chunks.drop_reference = spy  # type: ignore[method-assign]  # a spy in place of the real one
+    while await service.reclaimer.run_due():
+        pass
+    assert pages > 3
+    assert cluster.chunks.payloads == {}

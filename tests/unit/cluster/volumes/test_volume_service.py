@@ -328,5 +328,5 @@ async def test_show_reports_the_formulas() -> None:
     assert volume.formulas.to_json() == {
         "sharding": {"D": 10 * CELL + 1, "S": CELL, "P": 11},
         "replication": {"n": 3, "R": 33},
-        "synchronisation": {"m": 1, "T": 11},
+        "synchronisation": {"m": 0, "T": 0},
     }

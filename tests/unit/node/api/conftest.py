@@ -98,7 +98,7 @@ class FakeVolumes:
         return volume
 
     async def create(
-        self, name: str, size: int, *, chunk_size: int = 0, replicas: int = 0, durability: str = "fsync"
+        self, name: str, size: int, *, chunk_size: int = 0, replicas: int | None = None, durability: str = "fsync"
     ) -> Volume:
         await self._enter()
         if name in self.contents:

@@ -35,7 +35,7 @@ async def test_create_and_show(http: Harness) -> None:
         "map": {"inline": True},
         "sharding": {"D": 10_000_000, "S": 1 << 20, "P": 10},
         "replication": {"n": 2, "R": 20},
-        "synchronisation": {"m": 1, "T": 10},
+        "synchronisation": {"m": 0, "T": 0},
     }
     assert answer.headers["etag"] == f'"{document["etag"]}"'
     shown = await http.request("GET", "/v1/volumes/v")

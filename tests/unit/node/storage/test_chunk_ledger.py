@@ -109,7 +109,9 @@ def test_when_everything_is_deleted_every_sealed_file_goes(script: list[Step]) -
             active += 1
             ledger.add(active, 1, 0)
         change = Change(dict(held))
-        change.apply(Record(step.kind, 0, step.replicas, 10, moment, 1, 0, step.chunk, step.referrer, b""), active, moment)
+        change.apply(
+            Record(step.kind, 0, step.replicas, 10, moment, 1, 0, step.chunk, step.referrer, b""), active, moment
+        )
         ledger.merge(change)
         held.update(change.states)
     assert all(state is None for state in held.values())

@@ -12,9 +12,17 @@ from typing import Any, TypeVar
 
 import pytest
 from blake3 import blake3
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from cluster.chunks.store import Reference
 from cluster.errors import Corrupt, Invalid, NotFound
@@ -26,7 +34,9 @@ from tests.unit.node.storage.simulated_disk import Loss, SimulatedDisk
 R = TypeVar("R")
 GRACE_S = 10.0
 REFERRERS = [bytes([letter]) * 16 for letter in b"xyz"]
-PAYLOADS = [random.Random(number).randbytes(size) for number, size in enumerate([0, 1, 500, 5000, 16_384, 40_000, 600, 700])]
+PAYLOADS = [
+    random.Random(number).randbytes(size) for number, size in enumerate([0, 1, 500, 5000, 16_384, 40_000, 600, 700])
+]
 NAMES = [blake3(payload).digest() for payload in PAYLOADS]
 
 numbers = st.integers(0, len(PAYLOADS) - 1)
@@ -295,12 +305,13 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("flush_states", [3, 10_000])
 def test_the_store_is_a_dict(monkeypatch: pytest.MonkeyPatch, flush_states: int) -> None:
-    from hypothesis.stateful import run_state_machine_as_test
-
     monkeypatch.setattr(chunk_writer, "FLUSH_STATES", flush_states)
     run_state_machine_as_test(
         StoreAgainstDict,
         settings=settings(
-            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.reuse, Phase.generate]
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )
