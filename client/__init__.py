@@ -9,9 +9,9 @@ The library is `Holdfast`, async, on aiohttp alone::
         assert await holdfast.get("disk") == b"some bytes"
 
 Reading order: `errors` (what a caller can do about a failure), `endpoints` (which node is asked next), `retry` (how long
-we keep trying), `transport` (one call, on whichever node answers), `sources` (what can be sent more than once),
-`content` (a download that survives its gateway), `api` (`Holdfast`). `cli` is the `holdfast` command and `dev` the local
-cluster behind `holdfast dev`; the library imports neither.
+we keep trying), `liveness` (whether a silent node is busy or hung), `transport` (one call, on whichever node answers),
+`sources` (what can be sent more than once), `content` (a download that survives its gateway), `api` (`Holdfast`). `cli` is
+the `holdfast` command and `dev` the local cluster behind `holdfast dev`; the library imports neither.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from client.errors import (
     error_from_response,
 )
 from client.retry import Budget
-from client.transport import AttemptFailed, Call, Transport
+from client.transport import Attempt, AttemptFailed, Call, Transport
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -57,6 +57,7 @@ class Content:
         self._path = path
         self._wanted = length
         self._if_match = if_match
+        self._attempt: Attempt | None = None
         self._response: aiohttp.ClientResponse | None = None
         self._url = ""
         self.offset = offset
@@ -72,7 +73,7 @@ class Content:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hang_up()
+        await self._hang_up()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The bytes in order, in pieces as they arrive.
@@ -85,6 +86,8 @@ class Content:
                 if self._response is None:
                     await self._open(budget)
                 assert self._response is not None
+                assert self._attempt is not None
+                self._attempt.progress()
                 async for piece in self._response.content.iter_any():
                     if not piece:
                         continue
@@ -92,40 +95,51 @@ class Content:
                         raise ServerFailure(f"{self._url} sent more bytes than it announced")
                     self.position += len(piece)
                     budget.progress(time.monotonic())
+                    self._attempt.rest()  # until our caller asks for more
                     yield piece
+                    self._attempt.progress()
                 if self.position < self.length:
-                    raise self._transport.lost(self._url, EOFError("the answer ended too early"))
+                    raise self._lost(EOFError("the answer ended too early"))
             except (aiohttp.ClientError, TimeoutError) as error:
-                self._hang_up()
-                await self._transport.pause(budget, self._url, self._transport.lost(self._url, error).failure)
-            except AttemptFailed as attempt:
-                self._hang_up()
-                await self._transport.pause(budget, self._url, attempt.failure)
-        self._hang_up()
+                failed = self._lost(error)
+                await self._hang_up()
+                await self._transport.pause(budget, self._url, failed.failure)
+            except AttemptFailed as failed:
+                await self._hang_up()
+                await self._transport.pause(budget, self._url, failed.failure)
+        await self._hang_up()
 
-    def _hang_up(self) -> None:
-        if self._response is not None:
-            if self._response.content.at_eof():
-                self._response.release()
+    def _lost(self, error: BaseException) -> AttemptFailed:
+        assert self._attempt is not None
+        return self._transport.lost(self._url, error, self._attempt)
+
+    async def _hang_up(self) -> None:
+        response, self._response = self._response, None
+        attempt, self._attempt = self._attempt, None
+        if response is not None:
+            if response.content.at_eof():
+                response.release()
             else:
-                self._response.close()
-            self._response = None
+                response.close()
+        if attempt is not None:
+            await attempt.close()
 
     async def _open(self, budget: Budget) -> None:
         while True:
             self._url = self._transport.endpoints.choose(budget.tried)
+            self._attempt = Attempt(self._call())
             try:
-                response = await self._transport.open(self._url, self._call())
-            except AttemptFailed as attempt:
-                await self._transport.pause(budget, self._url, attempt.failure)
+                self._response = await self._transport.open(self._url, self._attempt)
+                await self._check(self._response)
+            except AttemptFailed as failed:
+                await self._hang_up()
+                await self._transport.pause(budget, self._url, failed.failure)
                 continue
-            try:
-                await self._check(response)
             except BaseException:
-                response.close()
+                await self._hang_up()
                 raise
+            self._attempt.rest()
             self._transport.endpoints.succeeded(self._url)
-            self._response = response
             return
 
     def _call(self) -> Call:

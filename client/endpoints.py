@@ -1,7 +1,7 @@
 """Which node is asked next.
 
 Every node is a gateway, so the choice is only about who is there. Requests rotate over the endpoints in the order given;
-one that could not be reached or broke a connection is left alone for a while that doubles with each failure, and is asked
+one that could not be reached, broke a connection or hung is left alone for a while that doubles with each failure, and is asked
 before its time only when no other is left. Owned by one `Transport`; no I/O, time comes in.
 """
 
@@ -48,6 +48,7 @@ def endpoints_from_environment() -> list[str]:
 class _Health:
     failures: int = 0
     avoid_until: float = 0.0
+    hung: bool = False
 
 
 class Endpoints:
@@ -89,6 +90,15 @@ class Endpoints:
         health.failures += 1
         pause = min(QUARANTINE_LIMIT_S, QUARANTINE_S * 2 ** min(health.failures - 1, 16))
         health.avoid_until = self._now() + pause
+
+    def hung(self, url: str) -> None:
+        """``url`` accepts connections, and nobody is there to answer."""
+        self.failed(url)
+        self._health[url].hung = True
+
+    def is_hung(self, url: str) -> bool:
+        """``url`` hung when it was last heard of: after its quarantine, ask whether it lives before it is given a request."""
+        return self._health[url].hung
 
     def succeeded(self, url: str) -> None:
         """``url`` answered, whatever it said."""

@@ -33,6 +33,12 @@ class RetryPolicy:
     idle_timeout_s: float = 20.0
     """Seconds without a byte sent, received or answered after which a connection counts as lost: longer than any node
     waits for its own peers."""
+    stall_s: float = 1.5
+    """Seconds without progress after which an endpoint is asked whether it lives: longer than a busy cluster's usual answer
+    takes, so that few requests ask, and short beside the idle time-out, which only hung gateways are spared."""
+    probe_timeout_s: float = 1.0
+    """Seconds for such a question, connection included: many round trips of any network, and far above the longest pause of a
+    living gateway's event loop."""
 
 
 @dataclass(frozen=True, slots=True)

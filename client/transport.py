@@ -1,9 +1,10 @@
 """One call, on whichever node answers.
 
 Owns the HTTP sessions and the knowledge which endpoints are healthy. A call is repeated on another endpoint after a refused
-or broken connection, a stall, or a 503 that allows it; what the caller learns is either one answer (of any status below 500
-and some above) or an error. `Answer.doubtful` and `Unanswered.maybe_executed` say whether an earlier attempt may have
-taken effect without our hearing of it: only the caller of this module knows what that means for its request.
+or broken connection, a stall, a gateway that hangs (see `client.liveness`), or a 503 that allows it; what the caller learns is
+either one answer (of any status below 500 and some above) or an error. `Answer.doubtful` and `Failure.maybe_executed` say
+whether an earlier attempt may have taken effect without our hearing of it: only the caller of this module knows what that means
+for its request.
 
 The HTTP library's own silent repetition is turned off, because it would hide exactly that.
 """
@@ -11,6 +12,7 @@ The HTTP library's own silent repetition is turned off, because it would hide ex
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -18,6 +20,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +37,7 @@ from client.errors import (
     Unreachable,
     error_from_response,
 )
+from client.liveness import Liveness, Watch
 from client.retry import Budget, Failure, RetryPolicy
 from client.sources import Buffer, Source
 
@@ -45,6 +49,12 @@ RECEIVE_BUFFER = 1024 * 1024
 
 EXPECT_CONTINUE_FROM = 1024 * 1024
 """Bodies of at least this many bytes (or of unknown length) ask before they are sent: a refusal then costs no transfer."""
+
+_NOBODY_THERE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT})
+"""What a network says in place of a machine that is gone; a refusal, on the other hand, comes from the machine itself."""
+
+PROBE_PATH = "/healthz"
+"""Answered by a node's event loop alone: without a token, a disk or another node."""
 
 Progress = Callable[[int], None]
 
@@ -106,9 +116,25 @@ class _ConnectionBroken(aiohttp.ClientError):
     """A broken connection in a shape that the HTTP library does not repeat by itself."""
 
 
-async def _no_hidden_repetition(
-    request: aiohttp.ClientRequest, handler: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
+class _Request(aiohttp.ClientRequest):
+    """A request that tells its watch which connection it goes over."""
+
+    watch: Watch | None = None
+
+    async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        if self.watch is not None:
+            self.watch.connected(conn.transport)
+        return await super().send(conn)
+
+
+async def _watched_and_once(
+    watch: Watch,
+    request: aiohttp.ClientRequest,
+    handler: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]],
 ) -> aiohttp.ClientResponse:
+    """Without the HTTP library's hidden repetition."""
+    assert isinstance(request, _Request)
+    request.watch = watch
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
@@ -136,6 +162,7 @@ class Transport:
             self._headers["Authorization"] = f"Bearer {token}"
         self._random = random.Random()  # noqa: S311 - spreads retries, keeps no secret
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._liveness = Liveness(self._gives_a_sign, self.endpoints.hung)
 
     async def __aenter__(self) -> Transport:
         for fresh in (False, True):
@@ -148,7 +175,7 @@ class Transport:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 read_bufsize=RECEIVE_BUFFER,
-                middlewares=(_no_hidden_repetition,),
+                request_class=_Request,
             )
         return self
 
@@ -172,16 +199,16 @@ class Transport:
         doubtful = False
         while True:
             url = self.endpoints.choose(budget.tried)
-            sending = _Sending(call)
+            attempt = Attempt(call)
             try:
-                answer = await self._attempt(url, call, sending)
-            except AttemptFailed as attempt:
-                failure = attempt.failure
+                answer = await self._attempt(url, attempt)
+            except AttemptFailed as failed:
+                failure = failed.failure
                 doubtful = doubtful or (failure.maybe_executed and not call.safe)
-                if call.body is not None and sending.begun and not call.body.rewindable:
+                if call.body is not None and attempt.begun and not call.body.rewindable:
                     raise self._spent(
                         failure, doubtful, "its source cannot be read again, so send it again"
-                    ) from attempt
+                    ) from failed
                 await self.pause(budget, url, failure, doubtful=doubtful)
             else:
                 return Answer(answer.status, answer.headers, answer.body, doubtful)
@@ -209,13 +236,13 @@ class Transport:
             message, status=failure.error.status, details=failure.error.details, code=failure.error.problem
         )
 
-    async def open(self, url: str, call: Call, sending: _Sending | None = None) -> aiohttp.ClientResponse:
-        """Send ``call`` to one endpoint and return its response, body unread, for the caller to read and close.
+    async def open(self, url: str, attempt: Attempt) -> aiohttp.ClientResponse:
+        """Send the attempt's call to one endpoint and return its response, body unread, for the caller to read and close.
 
-        Raises `AttemptFailed` for everything that another endpoint may do better, an answer of 503 included.
+        The caller closes the attempt too, also when this raises. Raises `AttemptFailed` for everything that another endpoint
+        may do better, an answer of 503 included.
         """
-        sending = sending or _Sending(call)
-        idle = self.policy.idle_timeout_s
+        call, idle = attempt.call, self.policy.idle_timeout_s
         headers = dict(call.headers)
         data: AsyncIterator[Buffer] | bytes | None = None
         expect = False
@@ -227,9 +254,12 @@ class Transport:
             if call.body.length is not None:
                 headers["Content-Length"] = str(call.body.length)
             expect = call.body.length is None or call.body.length >= EXPECT_CONTINUE_FROM or not call.body.rewindable
-            data = sending.blocks(idle) if call.body.length != 0 else b""
+            data = attempt.blocks(idle) if call.body.length != 0 else b""
+        if self.endpoints.is_hung(url):
+            await self._await_sign(url)
+        watch = attempt.watch = Watch(self._liveness, url, self.policy.stall_s)
         try:
-            async with asyncio.timeout(idle) as sending.watchdog:
+            async with asyncio.timeout(idle) as attempt.idle_guard:
                 response = await self._sessions[call.fresh_connection].request(
                     call.method,
                     URL(url + call.path, encoded=True).update_query(call.query),
@@ -238,6 +268,7 @@ class Transport:
                     expect100=expect,
                     ssl=self._tls,
                     allow_redirects=False,
+                    middlewares=(partial(_watched_and_once, watch),),
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self.endpoints.failed(url)
@@ -247,13 +278,13 @@ class Transport:
         except aiohttp.InvalidURL as error:
             raise ServerFailure(f"{url} is not a usable endpoint") from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            if sending.error is not None:
-                raise sending.error from error
-            raise self._lost(url, error, sending) from error
+            if attempt.error is not None:
+                raise attempt.error from error
+            raise self._lost(url, error, attempt) from error
         finally:
-            sending.watchdog = None
+            attempt.idle_guard = None
         if response.status in {429, 502, 503, 504}:
-            body = await self._read(url, response, sending, PROBLEM_BODY_LIMIT)
+            body = await self._read(url, response, attempt, PROBLEM_BODY_LIMIT)
             refusal = error_from_response(response.status, body, response.headers)
             self.endpoints.succeeded(url)
             unknown = isinstance(refusal, OutcomeUnknown)
@@ -262,70 +293,108 @@ class Transport:
             )
         return response
 
-    async def _attempt(self, url: str, call: Call, sending: _Sending) -> Answer:
-        response = await self.open(url, call, sending)
-        body = await self._read(url, response, sending, DOCUMENT_LIMIT)
+    async def _attempt(self, url: str, attempt: Attempt) -> Answer:
+        try:
+            response = await self.open(url, attempt)
+            body = await self._read(url, response, attempt, DOCUMENT_LIMIT)
+        finally:
+            await attempt.close()
         self.endpoints.succeeded(url)
         return Answer(response.status, response.headers, body)
 
-    async def _read(self, url: str, response: aiohttp.ClientResponse, sending: _Sending, limit: int) -> bytes:
+    async def _read(self, url: str, response: aiohttp.ClientResponse, attempt: Attempt, limit: int) -> bytes:
         """The whole body, and the connection given back, or closed when our own body was not sent to its end."""
         body = bytearray()
         try:
             async for piece in response.content.iter_any():
+                attempt.progress()
                 body += piece
                 if len(body) > limit:
                     raise ServerFailure(f"{url} answered with more than {limit} bytes", status=response.status)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._lost(url, error, sending) from error
+            raise self._lost(url, error, attempt) from error
         finally:
-            if sending.complete and response.content.at_eof():
+            if attempt.complete and response.content.at_eof():
                 response.release()
             else:
                 response.close()
         return bytes(body)
 
-    def lost(self, url: str, error: BaseException) -> AttemptFailed:
+    async def _await_sign(self, url: str) -> None:
+        """An endpoint that hung before gets a request only when it lives again. Raises `AttemptFailed`; nothing was sent."""
+        if await self._liveness.is_hung(url, since=asyncio.get_running_loop().time(), probes=1):
+            hangs = Unavailable(f"{url} hangs: it accepts connections and answers nothing")
+            raise AttemptFailed(Failure(hangs, reached=True, maybe_executed=False))
+        self.endpoints.succeeded(url)
+
+    async def _gives_a_sign(self, url: str) -> bool:
+        """One probe: whether anything at all comes back."""
+        try:
+            async with self._sessions[True].get(
+                url + PROBE_PATH,
+                ssl=self._tls,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=self.policy.probe_timeout_s),
+            ):
+                return True
+        except TimeoutError:
+            return False
+        except aiohttp.ClientConnectorError as error:
+            return error.os_error.errno not in _NOBODY_THERE
+        except aiohttp.ClientError:
+            return True
+
+    def lost(self, url: str, error: BaseException, attempt: Attempt) -> AttemptFailed:
         """A download's connection broke; nothing can have been changed by it."""
-        self.endpoints.failed(url)
-        return AttemptFailed(
-            Failure(Unavailable(f"lost the connection to {url}: {_reason(error)}"), reached=True, maybe_executed=False)
-        )
+        return self._broken(url, f"lost the connection to {url}", error, attempt, maybe_executed=False)
 
-    def _lost(self, url: str, error: BaseException, sending: _Sending) -> AttemptFailed:
-        self.endpoints.failed(url)
-        text = f"lost the connection to {url} before it answered: {_reason(error)}"
-        return AttemptFailed(Failure(Unavailable(text), reached=True, maybe_executed=sending.complete))
+    def _lost(self, url: str, error: BaseException, attempt: Attempt) -> AttemptFailed:
+        text = f"lost the connection to {url} before it answered"
+        return self._broken(url, text, error, attempt, maybe_executed=attempt.complete)
+
+    def _broken(
+        self, url: str, text: str, error: BaseException, attempt: Attempt, *, maybe_executed: bool
+    ) -> AttemptFailed:
+        reason = _reason(error)
+        if attempt.watch is not None and attempt.watch.hung:
+            reason = "it hangs"  # the endpoint is in quarantine already, once for all that waited for it
+        else:
+            self.endpoints.failed(url)
+        attempt.cut()
+        return AttemptFailed(Failure(Unavailable(f"{text}: {reason}"), reached=True, maybe_executed=maybe_executed))
 
 
-class _Sending:
-    """How far one attempt got with the body, and the guard against a receiver that takes no more of it.
+class Attempt:
+    """One sending of a call: how far it got with the body, and the guards against a receiver that takes no more or says nothing.
 
-    The guard's clock stands still while the source is read: a slow pipe is nobody's failure.
+    The guards' clocks stand still while the source is read: a slow pipe is nobody's failure. Must be closed.
     """
 
     def __init__(self, call: Call) -> None:
-        self._call = call
+        self.call = call
         self.begun = False
         self.complete = call.body is None or call.body.length == 0
+        """The receiver may have all of the request."""
         self.error: BaseException | None = None
-        self.watchdog: asyncio.Timeout | None = None
+        """What the source raised."""
+        self.idle_guard: asyncio.Timeout | None = None
+        self.watch: Watch | None = None
 
     async def blocks(self, idle_timeout_s: float) -> AsyncIterator[Buffer]:
-        assert self._call.body is not None
+        assert self.call.body is not None
         loop = asyncio.get_running_loop()
         sent = 0
         self.begun = True
         try:
             self._guard(None)
-            async for block in self._call.body.blocks():
+            async for block in self.call.body.blocks():
                 sent += len(block)
                 # a receiver that holds the last byte may act on the request: from here on its outcome is open
-                self.complete = sent == self._call.body.length
+                self.complete = sent == self.call.body.length
                 self._guard(loop.time() + idle_timeout_s)
                 yield block
-                if self._call.on_progress is not None:
-                    self._call.on_progress(sent)
+                if self.call.on_progress is not None:
+                    self.call.on_progress(sent)
                 self._guard(None)
             self.complete = True
             self._guard(loop.time() + idle_timeout_s)
@@ -334,8 +403,30 @@ class _Sending:
             raise
 
     def _guard(self, when: float | None) -> None:
-        if self.watchdog is not None and not self.watchdog.expired():
-            self.watchdog.reschedule(when)
+        if self.idle_guard is not None and not self.idle_guard.expired():
+            self.idle_guard.reschedule(when)
+        if when is None:
+            self.rest()
+        else:
+            self.progress()
+
+    def progress(self) -> None:
+        """Bytes went out or came in, and now it is the endpoint's turn."""
+        if self.watch is not None:
+            self.watch.wait()
+
+    def rest(self) -> None:
+        """It is our own turn."""
+        if self.watch is not None:
+            self.watch.rest()
+
+    def cut(self) -> None:
+        if self.watch is not None:
+            self.watch.cut()
+
+    async def close(self) -> None:
+        if self.watch is not None:
+            await self.watch.close()
 
 
 def _reason(error: BaseException) -> str:

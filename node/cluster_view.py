@@ -16,17 +16,22 @@ from cluster.layout.layout import Layout
 from cluster.layout.report import LayoutChange
 from cluster.membership.member import Member
 from cluster.peer.core import PeerCore
+from cluster.peer.jobs import JobState
 from cluster.register.quorum import majority
 from cluster.register.store import LEARNER
 from node.api.ports import JsonObject, Sample, StagedNode
+from node.storage.chunk_expiry import ChunkExpiry
+
+GIB = 1 << 30
 
 
 class CoreView:
     """See the module. ``core`` is called anew each time: a node's core is made again when its store begins a new life."""
 
-    def __init__(self, core: Callable[[], PeerCore | None], store: ChunkStore) -> None:
+    def __init__(self, core: Callable[[], PeerCore | None], store: ChunkStore, expiry: ChunkExpiry) -> None:
         self._core = core
         self._store = store
+        self._expiry = expiry
 
     # ClusterView
 
@@ -159,7 +164,7 @@ class CoreView:
                 f"  {name}: {p.partitions_done}/{p.partitions} {p.error}".rstrip()
                 for name, p in sorted(progress.items())
             ]
-        lines += [f"staged: {_staged(change)}" for change in state.staged]
+        lines += [_staged_line(change) for change in state.staged]
         if document["joining"]:
             lines.append(f"waiting to be taken in: {', '.join(document['joining'])} (`holdfast layout plan`)")
         document["lines"] = lines
@@ -167,13 +172,19 @@ class CoreView:
 
     async def jobs(self) -> JsonObject:
         core = self._require()
-        return {"jobs": [job._asdict() for job in core.jobs()]}
+        expiry = self._expiry
+        own = JobState(expiry.name, expiry.queue_length, expiry.last_error or "", expiry.waiting_for or "")
+        return {"jobs": [job._asdict() for job in (*core.jobs(), own)]}
 
     async def plan_layout(self, stage: Sequence[StagedNode]) -> JsonObject:
         core = self._require()
         if stage:
             changes = [StagedChange(s.name, s.zone, s.capacity, s.remove) for s in stage]
             await core.governor.stage(changes)
+        state = core.installed.state
+        if state is not None and state.next is not None:
+            line = f"layout {state.next.version} is still being filled: plan again when it is in force, or abort it"
+            return {"version": None, "lines": [line]}
         current, planned = await core.governor.plan()
         if planned.version == current.version:
             return {"version": None, "lines": [f"layout {current.version} is in force and there is nothing to change"]}
@@ -298,10 +309,23 @@ def _table(layout: Layout) -> list[str]:
     lines[0] += f", {layout.replicas_per_partition} replicas each"
     return lines + [
         f"  {node.name:<{width}}  zone {node.zone}  {len(layout.partitions_of(node.name))} partitions  "
-        f"{100 * node.capacity / total:.1f} % of the capacity"
+        f"{_capacity(node.capacity)}, {100 * node.capacity / total:.1f} % of the capacity"
         for node in layout.nodes
     ]
 
 
 def _staged(change: StagedChange) -> dict[str, Any]:
     return {"name": change.name, "zone": change.zone, "capacity": change.capacity, "remove": change.remove}
+
+
+def _staged_line(change: StagedChange) -> str:
+    if change.remove:
+        return f"staged: {change.name} is removed"
+    parts = [f"zone {change.zone}"] if change.zone else []
+    parts += [f"capacity {_capacity(change.capacity)}"] if change.capacity else []
+    return f"staged: {change.name} {', '.join(parts) or 'as it says itself'}"
+
+
+def _capacity(size: int) -> str:
+    """For people: GiB, or the plain number of an operator who gave weights of another kind."""
+    return f"{f'{size / GIB:.1f}'.removesuffix('.0')} GiB" if size >= GIB else str(size)

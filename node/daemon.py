@@ -32,6 +32,7 @@ from node.cluster_view import CoreView
 from node.config import Config
 from node.data_directory import DataDirectory
 from node.live_volumes import LiveVolumes
+from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.disk import RealDisk
 from node.storage.register_store import DATABASE_NAME, SqliteRegisterStore
@@ -42,7 +43,13 @@ log = structlog.get_logger(__name__)
 STOP_GRACE_S = 5.0
 """Requests under way get so long when the daemon is told to stop."""
 
+EXPIRY_INTERVAL_S = 5.0
+"""Between looks for chunks whose grace period is over."""
+
 CHUNKS = "chunks"
+
+CAPACITY_UNIT = 1 << 30
+"""The size of a disk counts in whole GiB, so that disks sold as equal, which differ by some blocks, weigh the same."""
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 
@@ -96,7 +103,8 @@ class Daemon:
             await chunks.open()
             stack.push_async_callback(chunks.close)
             doors = Doors(TcpNetwork(), clock, threads, rng, registers, chunks)
-            view = CoreView(lambda: self._core, chunks)
+            expiry = ChunkExpiry(chunks)
+            view = CoreView(lambda: self._core, chunks, expiry)
             metrics = Metrics()
             metrics.add(view)
             token = BearerToken(config.api_token) if config.api_token else None
@@ -115,7 +123,15 @@ class Daemon:
             stack.push_async_callback(server.close, STOP_GRACE_S)
             gc.collect()
             gc.freeze()
-            await self._live(doors, registers, server)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    expiring = group.create_task(_expire(expiry, clock))
+                    try:
+                        await self._live(doors, registers, server)
+                    finally:
+                        expiring.cancel()
+            except BaseExceptionGroup as error:
+                raise _root(error) from error
         if self._failure is not None:
             raise self._failure
 
@@ -180,13 +196,25 @@ class Daemon:
             advertise_port=config.advertise_port,
             api=f"{advertised}:{api_port}",
             zone=config.zone,
-            capacity=config.capacity or shutil.disk_usage(config.data).total >> 30 or 1,
+            capacity=config.capacity or default_capacity(shutil.disk_usage(config.data).total),
             seeds=config.join,
             bootstrap_expect=config.bootstrap_expect,
             replication_factor=config.replication,
             auto_layout=config.auto_layout,
             release=version("holdfast"),
         )
+
+
+def default_capacity(disk_bytes: int) -> int:
+    """Bytes that a node offers when nothing else is said: its disk's size in whole GiB, at least one."""
+    return max(1, disk_bytes // CAPACITY_UNIT) * CAPACITY_UNIT
+
+
+async def _expire(expiry: ChunkExpiry, clock: SystemClock) -> None:
+    """Give space back, one bounded piece of work at a time, for as long as the daemon runs."""
+    while True:
+        if not await expiry.run_once():
+            await clock.sleep(EXPIRY_INTERVAL_S)
 
 
 def _contains(error: BaseException, kind: type[BaseException]) -> bool:

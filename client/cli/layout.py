@@ -11,6 +11,7 @@ from client.cli.exit_codes import EPILOG
 from client.cli.options import DEFAULT_TIMEOUT_S, Endpoint, Json, Timeout, TokenFile
 from client.cli.output import print_document, print_json, print_lines, print_note
 from client.cli.session import Session, fail
+from client.cli.sizes import parse_size
 from client.errors import Invalid
 
 app = typer.Typer(
@@ -44,8 +45,8 @@ def plan(
         list[str] | None,
         typer.Option(
             "--capacity",
-            metavar="NODE=N",
-            help="Its share is in proportion to this; `holdfast nodes` shows the others'.",
+            metavar="NODE=SIZE",
+            help="Bytes it offers, such as 500GiB: its share is in proportion; `holdfast nodes` shows the others'.",
         ),
     ] = None,
     zone: Annotated[
@@ -64,7 +65,7 @@ def plan(
     Examples:
       holdfast layout plan
       holdfast layout plan --remove n3
-      holdfast layout plan --capacity n1=4000 --zone n1=rack-2
+      holdfast layout plan --capacity n1=500GiB --zone n1=rack-2
     """
     changes = _changes(remove or [], capacity or [], zone or [], as_json=as_json)
     document = Session(endpoint, token_file, timeout, as_json).run(lambda holdfast: holdfast.plan_layout(changes))
@@ -162,6 +163,8 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _capacity(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ValueError(f"{text!r} is not a capacity: give a whole number, in the unit that `holdfast nodes` shows")
-    return int(text)
+    """Bytes. Raises `ValueError` with a sentence for people."""
+    capacity = parse_size(text)
+    if capacity < 1:
+        raise ValueError("a capacity is at least one byte; use --remove to move everything away from a node")
+    return capacity

@@ -16,7 +16,7 @@ from client.cli.sizes import format_size
 _FOR_PROGRAMS = frozenset({"store"})
 """Columns of tables that only a program compares: ids of stores. ``--json`` has them."""
 
-_BYTE_WORDS = ("size", "chunk_size", "bytes", "free", "used")
+_BYTE_WORDS = ("size", "chunk_size", "bytes", "free", "used", "capacity")
 
 
 def print_json(document: Any) -> None:

@@ -160,6 +160,11 @@ class ClusterChunks:
                 spread.stored.add(name)
             else:
                 spread.failed[name] = StaleLayout("the layout changed during a write", version=self._view.epoch)
+        except StaleLayout as error:
+            spread.failed[name] = error
+            spread.judge()
+            if await spread.verdict:
+                await self._put_again(name, request, payload)
         except HoldfastError as error:
             spread.failed[name] = error
         finally:
@@ -168,6 +173,16 @@ class ClusterChunks:
                 self._late_bytes -= spread.size
                 self._less_late.set()
         spread.judge()
+
+    async def _put_again(self, name: str, request: PutChunk, payload: Buffer) -> None:
+        """A replica was already under the next layout when a chunk came that the others took under the one before: without this
+        the chunk would be a copy short, though nothing is broken. No promise hangs on it."""
+        try:
+            await self._view.refresh(name)
+            if name in self._view.chunk_rule(request.chunk, request.replicas).members:
+                await self._caller.call(name, request, payload, deadline_s=PUT_DEADLINE_S)
+        except HoldfastError:
+            return
 
     async def _let_late_ones_catch_up(self, spread: _Spread) -> None:
         if not spread.open:

@@ -103,8 +103,10 @@ class Governor:
         return state.current, layout if layout.nodes != state.current.nodes else state.current
 
     async def apply(self, version: int) -> LayoutState:
-        """Begin the change to the plan with this version. Raises Conflict when the plan is another one by now."""
+        """Begin the change to the plan with this version. Raises Conflict while another change is under way, and when the plan is
+        another one by now."""
         agreed = await self._agreed()
+        agreed.require_no_change()
         layout = await self._plan(agreed, self._wanted(agreed))
         if layout.nodes == agreed.current.nodes:
             raise Conflict("there is nothing to apply: the plan is the layout in force")

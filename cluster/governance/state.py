@@ -98,12 +98,16 @@ class LayoutState:
         """Drop the wishes."""
         return replace(self, epoch=self.epoch + 1, write_id=write_id, staged=())
 
-    def begin(self, layout: Layout, write_id: bytes) -> LayoutState:
-        """Start filling ``layout``. Raises Conflict while another change is under way."""
+    def require_no_change(self) -> None:
+        """Raises Conflict while a change is under way."""
         if self.next is not None:
             raise Conflict(
                 f"layout {self.next.version} is still being filled: wait for it, or abort it", version=self.next.version
             )
+
+    def begin(self, layout: Layout, write_id: bytes) -> LayoutState:
+        """Start filling ``layout``. Raises Conflict while another change is under way."""
+        self.require_no_change()
         gone = {change.name for change in self.staged if change.remove}
         kept = {node.name for node in layout.nodes}
         excluded = tuple(sorted((gone | set(self.excluded)) - kept))

@@ -279,7 +279,11 @@ def _schemas() -> Json:
             {
                 "name": _STRING,
                 "zone": _STRING,
-                "capacity": {**_INTEGER, "minimum": 1, "description": "Weight, in any one unit for all nodes"},
+                "capacity": {
+                    **_INTEGER,
+                    "minimum": 1,
+                    "description": "Bytes offered, or a weight in one unit for all nodes",
+                },
                 "remove": {"type": "boolean", "default": False},
             },
             "name",

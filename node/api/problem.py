@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from cluster.errors import HoldfastError
+from cluster.errors import HoldfastError, OutcomeUnknown, PeerLost
 
 PROBLEM_TYPE_PREFIX = "https://holdfast.dev/problems/"
 PROBLEM_CONTENT_TYPE = "application/problem+json"
@@ -33,10 +33,10 @@ _STATUSES: Mapping[str, int] = {
     "not-ready": 503,
     "busy": 503,
     "peer-unavailable": 503,
-    "peer-lost": 503,
     "stale-layout": 503,
     "no-space": 507,
     "corrupt": 500,
+    "store-failed": 503,
 }
 
 _TITLES: Mapping[str, str] = {
@@ -49,10 +49,10 @@ _TITLES: Mapping[str, str] = {
     "not-ready": "The node is not ready",
     "busy": "The node is at a limit",
     "peer-unavailable": "Another node can't be reached",
-    "peer-lost": "The connection to another node broke",
     "stale-layout": "The layout is changing",
     "no-space": "No space left",
     "corrupt": "Stored data is damaged",
+    "store-failed": "A node's store takes no more changes",
     "internal": "Internal error",
 }
 
@@ -71,11 +71,12 @@ class RefusalError(Exception):
 
 def status_of(error: HoldfastError) -> int:
     """The status an error has where HTTP gives no reason for another."""
-    return _STATUSES.get(error.code, 500)
+    return _STATUSES.get(_as_told(error).code, 500)
 
 
 def problem_document(error: HoldfastError, status: int) -> dict[str, Any]:
     """The JSON-able members of the problem; details never replace the standard members."""
+    error = _as_told(error)
     facts = {name: value for name, value in error.details.items() if name not in _RESERVED}
     return {
         "type": PROBLEM_TYPE_PREFIX + error.code,
@@ -114,6 +115,15 @@ def internal_response(incident: str) -> web.Response:
         f"This node met an internal error and logged it under the id {incident}. Another node may answer.", id=incident
     )
     return problem_response(error, 500)
+
+
+def _as_told(error: HoldfastError) -> HoldfastError:
+    """A lost peer may have done what it was asked, and only that matters to a client, who knows nothing of peers."""
+    if not isinstance(error, PeerLost):
+        return error
+    return OutcomeUnknown(
+        f"{error.message}. The request may or may not have taken effect: look before you repeat it", **error.details
+    )
 
 
 def _retry_after_s(error: HoldfastError) -> int:

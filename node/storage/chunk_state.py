@@ -58,10 +58,7 @@ class Change:
 
     def get(self, chunk: bytes) -> ChunkState | None:
         """The state after the records so far."""
-        try:
-            return self.states[chunk]
-        except KeyError:
-            return self.bases[chunk]
+        return self.states[chunk] if chunk in self.states else self.bases[chunk]
 
     def apply(self, record: Record, file: int, offset: int) -> None:
         """The effect of a record read from the log. One about a chunk or reference that isn't there has none."""

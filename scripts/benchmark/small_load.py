@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from typing import cast
 
 import uvloop
 
@@ -31,8 +32,7 @@ class _Connection(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self._send()
 
     def _send(self) -> None:

@@ -170,6 +170,8 @@ class ClusterProcess:
     """Settings (HOLDFAST_...) for every daemon."""
     spare: int = 1
     """Addresses kept for nodes that are added later."""
+    auto_layout: bool = True
+    """Nodes that join are taken in without asking."""
     daemons: dict[str, Daemon] = field(init=False, default_factory=dict)
     secret_file: Path = field(init=False)
 
@@ -198,6 +200,8 @@ class ClusterProcess:
             bootstrap_expect=bootstrap_expect,
             extra=[*self.arguments, *arguments],
         )
+        if not self.auto_layout:
+            line.remove("--auto-layout")
         self.daemons[plan.name] = Daemon(
             plan=plan,
             data=self.directory / plan.name,

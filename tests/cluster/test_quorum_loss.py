@@ -10,7 +10,7 @@ from tests.cluster.conftest import MakeCluster
 from tests.cluster.content import KIB, content
 from tests.cluster.gateway import Answer, Gateway
 from tests.cluster.harness import eventually
-from tests.cluster.placement import chunk_replicas, first_layout, head_replicas
+from tests.cluster.inspector import Inspector, chunk_replicas, head_replicas
 
 DEAD = ("n4", "n5")
 SIZE = 64 * KIB
@@ -51,7 +51,8 @@ def says_why(answer: Answer) -> None:
 
 async def test_two_of_five_nodes_are_dead(make_cluster: MakeCluster) -> None:
     cluster = await make_cluster(5)
-    layout = await first_layout(cluster)
+    async with Inspector(cluster) as inspector:
+        layout = (await inspector.state("n1")).current
     kept, lost = volume_where(layout, quorum=True), volume_where(layout, quorum=False)
     old = {name: version_where(layout, name, quorum=False) for name in (kept, lost)}
     new = {name: version_where(layout, name, quorum=True, after=old[name] + 1) for name in (kept, lost)}

@@ -18,7 +18,7 @@ from cluster.register.record import Record
 from cluster.register.record_cache import CachedRecord, RecordCache
 from cluster.register.store import LEARNER, VOTER, PartitionRecord
 from cluster.register.view import LayoutView
-from simulated.node import Life, Parts
+from tests.support.simulated.node import Life, Parts
 
 
 class ForgetfulAcceptor(Acceptor):

@@ -17,7 +17,7 @@ from cluster.register.quorum import QuorumRule, majority
 from cluster.register.store import AWAY, FRESH, LEARNER, VOTER, MetaWrite, PartitionRecord, RegisterStore
 from cluster.rpc.message import Request, message
 from cluster.rpc.service import IncomingCall
-from simulated.fabric import Process
+from tests.support.simulated.fabric import Process
 
 PARTITIONS = 2
 

@@ -69,20 +69,15 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """Run to the end, then end whatever it left behind. Raises `Stuck`; AssertionError for errors that nobody looked at."""
     loop = VirtualTimeLoop()
     try:
-        result = loop.run_until_complete(main)
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left))
+        try:
+            result = loop.run_until_complete(main)
+        finally:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.wait(left, timeout=1.0))
         assert not loop.faults, loop.faults
         return result
-    except BaseException:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-        raise
     finally:
         loop.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cluster.errors import HoldfastError, QuorumUnavailable, StaleLayout
@@ -24,9 +25,9 @@ from cluster.register.registers import Registers
 from cluster.register.scatter import Scatter
 from cluster.register.service import RegisterService
 from cluster.register.store import AWAY, FRESH, LEARNER, VOTER, MetaWrite, Page, PartitionRecord, PartitionWrite
-from simulated.fabric import Fabric, Process
-from simulated.layouts import PARTITIONS, Announce, Script, ScriptedView
-from simulated.memory_store import DiskContent, MemoryRegisterStore
+from tests.support.simulated.fabric import Fabric, Process
+from tests.support.simulated.layouts import PARTITIONS, Announce, Script, ScriptedView
+from tests.support.simulated.memory_store import DiskContent, MemoryRegisterStore
 
 COPY_PAGE = 3
 """Small, so that copies and listings go over many pages."""
@@ -133,10 +134,8 @@ class Life:
 
     async def _copy_always(self) -> None:
         while True:
-            try:
+            with suppress(HoldfastError):
                 await self._copy()
-            except HoldfastError:
-                pass
             await asyncio.sleep(0.05)
 
     async def _copy(self) -> None:

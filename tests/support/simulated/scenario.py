@@ -8,14 +8,14 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.errors import Busy, HoldfastError, NotReady, OutcomeUnknown, QuorumUnavailable, StaleLayout
+from cluster.errors import Busy, NotReady, OutcomeUnknown, QuorumUnavailable, StaleLayout
 from cluster.register.key import RegisterKey
 from cluster.register.store import FRESH, LEARNER
-from simulated.fabric import Fabric, Weather
-from simulated.layouts import Script
-from simulated.linearizability import CAS, NEVER, PUT, READ, Operation, is_linearizable
-from simulated.loop import run_virtual
-from simulated.node import Life, Machine, Parts
+from tests.support.simulated.fabric import Fabric, Weather
+from tests.support.simulated.layouts import Script
+from tests.support.simulated.linearizability import CAS, NEVER, PUT, READ, Operation, is_linearizable
+from tests.support.simulated.loop import run_virtual
+from tests.support.simulated.node import Life, Machine, Parts
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")
 TABLE = "t"
@@ -121,22 +121,16 @@ class _Simulation:
                 await machine.life.view.install(self.script.last)
             if self.script.last.coming is not None:
                 self._finish_layout()
-        for machine in self.machines.values():
-            for key in self.keys:
-                left = limit - loop.time()
-                async with asyncio.timeout(left):
-                    assert machine.life is not None
-                    while not await self._act(machine.life, key, "read", "calm"):
+        lives = [machine.life for machine in self.machines.values() if machine.life is not None]
+        wanted = [(key, kind) for key in self.keys for kind in ("read", "cas")] + [(self.keys[0], "scan")]
+        async with asyncio.timeout(limit - loop.time()):
+            for life in lives:
+                for key, kind in wanted:
+                    while not await self._act(life, key, kind, "calm"):
                         pass
-                    while not await self._act(machine.life, key, "cas", "calm"):
-                        pass
-            async with asyncio.timeout(limit - loop.time()):
-                while not await self._act(machine.life, self.keys[0], "scan", "calm"):
-                    pass
         await asyncio.sleep(8.0)
-        for machine in self.machines.values():
-            assert machine.life is not None
-            machine.life.idle()
+        for life in lives:
+            life.idle()
 
     def _unwell(self, machine: Machine) -> bool:
         assert machine.life is not None
@@ -215,8 +209,6 @@ class _Simulation:
         if isinstance(error, QuorumUnavailable | Busy | NotReady | StaleLayout):
             self.count("no")
             return "no", None
-        if not life.process.up and isinstance(error, HoldfastError):
-            return "unknown", None
         raise error
 
     async def _read(self, life: Life, key: RegisterKey, who: str) -> tuple[bool, bytes | None]:
@@ -350,7 +342,7 @@ class _Simulation:
             machine.wipe()
             await machine.start()
             # The next one comes only when this one has relearned: amnesia of a quorum is data loss.
-            while not self.over and self._learning(machine):
+            while not self.over and self._learning(machine):  # noqa: ASYNC110 # polling costs nothing in virtual time
                 await asyncio.sleep(0.02)
         busy.discard(name)
 
@@ -372,9 +364,8 @@ class _Simulation:
             elif rng.random() < 0.05:
                 self.count("aborted")
                 await self._spread(state.current, None, rng)
-            else:
-                if self._finish_layout():
-                    await self._tell(rng)
+            elif self._finish_layout():
+                await self._tell(rng)
 
     def _finish_layout(self) -> bool:
         state = self.script.last

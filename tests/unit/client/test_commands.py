@@ -136,7 +136,8 @@ def test_exit_codes(run: Run, served: FakeCluster, hook: Hook, code: int) -> Non
         ["status", "--endpoint", "ftp://x"],
         ["status", "--token-file", "/nonexistent"],
         ["layout", "plan", "--capacity", "n1"],
-        ["layout", "plan", "--capacity", "n1=4TiB"],
+        ["layout", "plan", "--capacity", "n1=0"],
+        ["layout", "plan", "--capacity", "n1=lots"],
         ["nonsense"],
     ],
 )
@@ -227,30 +228,35 @@ def test_cluster_and_layout(run: Run, served: FakeCluster) -> None:
         "/v1/cluster": {"cluster": "c0ffee", "ready": True, "layout_version": 3, "needs": []},
         "/v1/nodes": {
             "nodes": [
-                {"name": "n1", "state": "alive", "capacity": 1000, "free_bytes": 1 << 40},
+                {"name": "n1", "state": "alive", "capacity": 500 << 30, "free_bytes": 1 << 40},
                 {"name": "n2", "state": "dead"},
             ]
         },
-        "/v1/layout": {"current": {"version": 3}, "staged": None},
+        "/v1/layout": {
+            "current": {"version": 3, "nodes": [{"name": "n1", "capacity": 500 << 30, "partitions": 7}]},
+            "staged": None,
+        },
         "/v1/layout/plan": {"version": 4, "lines": ["n6 joins", "17 % of the data moves"]},
         "/v1/layout/apply": {"version": 4},
         "/v1/layout/abort": {},
     }
     assert "layout version" in run("status").stdout
     table = run("nodes").stdout.splitlines()
-    assert table[-2].split() == ["n1", "alive", "1000", "1", "TiB"]
+    assert table[-2].split() == ["n1", "alive", "500", "GiB", "1", "TiB"]
     assert table[-1].split() == ["n2", "dead", "-", "-"]
     for command, path in (("status", "/v1/cluster"), ("nodes", "/v1/nodes")):
         assert json.loads(run(command, "--json").stdout) == served.documents[path]
-    assert "version  3" in run("layout", "show").stdout
-    plan = run("layout", "plan", "--remove", "n3", "--capacity", "n1=1000", "--zone", "n1=z")
+    shown = run("layout", "show").stdout
+    assert "version  3" in shown
+    assert shown.splitlines()[-1].split() == ["n1", "500", "GiB", "7"]
+    plan = run("layout", "plan", "--remove", "n3", "--capacity", "n1=500GiB", "--zone", "n1=z")
     assert plan.stdout.splitlines() == [
         "n6 joins",
         "17 % of the data moves",
         "",
         "apply it with: holdfast layout apply 4",
     ]
-    staged = [{"name": "n3", "remove": True}, {"name": "n1", "capacity": 1000, "zone": "z"}]
+    staged = [{"name": "n3", "remove": True}, {"name": "n1", "capacity": 500 << 30, "zone": "z"}]
     assert served.posted == [("/v1/layout/plan", {"stage": staged})]
     assert run("layout", "apply", "4").exit_code == 0
     assert served.posted[-1] == ("/v1/layout/apply", {"version": 4})

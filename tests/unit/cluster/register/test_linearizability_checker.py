@@ -7,7 +7,8 @@ from itertools import permutations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated.linearizability import CAS, NEVER, PUT, READ, Operation, is_linearizable
+
+from tests.support.simulated.linearizability import CAS, NEVER, PUT, READ, Operation, is_linearizable
 
 
 def read(call: float, ret: float, value: bytes | None) -> Operation:

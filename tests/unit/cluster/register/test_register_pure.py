@@ -47,9 +47,7 @@ def test_any_two_quorums_meet(rule: QuorumRule) -> None:
 
 
 @given(rules, st.permutations(NAMES), st.integers(0, 7))
-def test_the_smallest_choice_is_enough_and_has_nobody_needless(
-    rule: QuorumRule, order: list[str], length: int
-) -> None:
+def test_the_smallest_choice_is_enough_and_has_nobody_needless(rule: QuorumRule, order: list[str], length: int) -> None:
     offered = order[:length]
     chosen = rule.smallest(offered)
     assert enough(rule, set(chosen))
@@ -110,7 +108,9 @@ def test_the_other_changes(now: Record) -> None:
 keys = st.builds(RegisterKey, st.sampled_from(["t", "u"]), st.sampled_from([b"p", b"q"]), st.binary(max_size=1))
 
 
-@given(st.dictionaries(st.sampled_from("abc"), st.dictionaries(keys, records, max_size=8), min_size=1), st.integers(1, 4))
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.dictionaries(keys, records, max_size=8), min_size=1), st.integers(1, 4)
+)
 def test_merged_pages_are_what_all_sources_hold_together(
     held: dict[str, dict[RegisterKey, Record]], limit: int
 ) -> None:

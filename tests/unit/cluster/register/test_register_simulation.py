@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from simulated.fabric import Weather
-from simulated.faults import FAULTS
-from simulated.scenario import Plan, simulate
+
+from tests.support.simulated.fabric import Weather
+from tests.support.simulated.faults import FAULTS
+from tests.support.simulated.scenario import Plan, simulate
 
 STORM = Weather(loss=0.03, late=0.2, duplicate=0.2)
 

@@ -17,12 +17,27 @@ def test_every_error_has_a_status_and_a_title(code: str) -> None:
     assert response.status == status_of(error) >= 400
     assert isinstance(response.body, bytes)
     document = json.loads(response.body)
-    assert document["type"] == f"https://holdfast.dev/problems/{code}"
+    told = "outcome-unknown" if code == "peer-lost" else code
+    assert document["type"] == f"https://holdfast.dev/problems/{told}"
     assert document["retryable"] is error.retryable
     if error.retryable:
         assert response.status in (503, 507)
     assert ("Retry-After" in response.headers) == (response.status == 503)
     assert ("WWW-Authenticate" in response.headers) == (response.status == 401)
+
+
+def test_a_lost_peer_may_have_done_what_was_asked() -> None:
+    """A client must not take it for a refusal: nothing is known of what became of the request."""
+    lost = errors.PeerLost("no answer from n3 within 2 s", peer="n3", retry_after_s=4)
+    response = problem_response(lost)
+    assert (response.status, response.headers["Retry-After"]) == (503, "4")
+    document = problem_document(lost, 503)
+    unknown = problem_document(errors.OutcomeUnknown("", peer="n3", retry_after_s=4), 503)
+    assert {**document, "detail": ""} == unknown
+    assert document["detail"].startswith("no answer from n3 within 2 s. ")
+    assert "may or may not have taken effect" in document["detail"]
+    never_sent = problem_document(errors.PeerUnavailable("n3 refuses connections"), 503)
+    assert never_sent["type"].endswith("/peer-unavailable")
 
 
 def test_details_never_replace_the_members_of_the_standard() -> None:

@@ -282,6 +282,7 @@ async def test_a_partition_that_moved_away_is_dropped_whole(harness: Harness, mo
         inside = [chunk for chunk in chunks if chunk[0] >> 6 == 2]
         assert await store.drop_partition(2, 2) == len(inside) > 10
         assert await store.drop_partition(2, 2) == 0
+        assert [store.read_cached(chunk, 0, 1) is None for chunk in chunks] == [chunk in inside for chunk in chunks]
     async with harness.store() as store:
         assert await store.holds(chunks) == [chunk not in inside for chunk in chunks]
         assert store.statistics().chunks == 100 - len(inside)
