@@ -12,7 +12,9 @@ for all who wait for the same endpoint. Neither repeats requests nor chooses end
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
+import socket
 import struct
 import termios
 from asyncio import Transport as Connection
@@ -23,6 +25,9 @@ from dataclasses import dataclass
 PROBES = 2
 """Probes in a row that must stay unanswered. One is not enough: when this process itself was stopped or kept its loop busy, the
 timer of a probe under way fires before the answer is looked at; the next probe then gets its answer."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""``struct linger``: on, for no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +99,16 @@ class Watch:
         self._quiet_since = None
 
     def cut(self) -> None:
-        """Break the connection at once. Nothing of what is still to be sent follows: nobody waits for its effect any more."""
-        if self._connection is not None:
-            self._connection.abort()
+        """Break the connection at once, and with a reset: nothing of what is still to be sent follows, and a gateway that wakes with
+        the request in its hands can tell that nobody waits for it, which an ordinary end of the stream would not say."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        socket_ = connection.get_extra_info("socket")
+        if socket_ is not None:
+            with contextlib.suppress(OSError, ValueError):  # closed already, in asyncio's and in uvloop's words
+                socket_.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        connection.abort()
 
     async def close(self) -> None:
         if self._timer is not None:

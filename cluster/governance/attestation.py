@@ -89,6 +89,10 @@ class Attestation:
             self._registry.load(packed)
         self._registry.note(self._me, self._life)
 
+    def has_confirmed(self, name: str) -> bool:
+        """Whether a peer has durably taken note of this life."""
+        return name in self._confirmed
+
     def covers(self, partition: int) -> bool:
         """Whether enough of a partition's other replicas have confirmed this node's life."""
         for group in self._installed.rule(partition).groups:

@@ -163,6 +163,7 @@ class PeerCore:
             doors.registers,
             doors.chunks,
             self.installed,
+            self.attestation.has_confirmed,
             clock,
             rng,
             doors.offload,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import crc32c
 from blake3 import blake3
@@ -63,6 +63,8 @@ REFILL_META = "refill"
 
 
 class Copier:
+    """See the module. ``confirmed(name)``: whether that peer has durably taken note of this node's present store."""
+
     def __init__(
         self,
         me: str,
@@ -72,6 +74,7 @@ class Copier:
         store: RegisterStore,
         chunks: ChunkStore,
         installed: InstalledLayout,
+        confirmed: Callable[[str], bool],
         clock: Clock,
         rng: random.Random,
         offload: Offload,
@@ -83,6 +86,7 @@ class Copier:
         self._store = store
         self._chunks = chunks
         self._installed = installed
+        self._confirmed = confirmed
         self._clock = clock
         self._rng = rng
         self._offload = offload
@@ -90,6 +94,8 @@ class Copier:
         self._epoch = 0
         self._due: set[int] = set()
         self._done: set[int] = set()
+        self._review: set[int] = set()
+        """Partitions that this node keeps and must look through all the same: see `_shrinks`."""
         self._refill: set[int] = set()
         self.chunks_copied = 0
         self.bytes_copied = 0
@@ -136,6 +142,7 @@ class Copier:
         self._epoch = state.epoch
         self._due = _due(state, self._me)
         self._done = set()
+        self._review = {partition for partition in self._due if _keeps(state, partition, self._me)}
         self._changed.set()
 
     def _with_standing(self, standing: str) -> list[int]:
@@ -150,9 +157,9 @@ class Copier:
         if learning:
             await asyncio.shield(self._store.commit([MetaWrite(REFILL_META, b"1")]))
             self._refill = set(state.current.partitions_of(self._me))
-        registers = [*learning, *self._with_standing(FRESH)]
+        registers = {*learning, *self._with_standing(FRESH), *self._review}
         ok = await self._each(sorted(registers), state, self._copy_registers)
-        filled = [p for p in sorted(self._due - self._done) if p not in registers or self._votes(p)]
+        filled = [p for p in sorted(self._due - self._done) if p not in self._review and self._may_fill(p)]
         ok &= await self._each(filled, state, self._fill)
         if self._refill and not self._with_standing(LEARNER):
             ok &= await self._each(sorted(self._refill), state, self._refill_one)
@@ -162,8 +169,9 @@ class Copier:
             self.last_error = ""
         return ok and self._epoch == state.epoch and not self._with_standing(LEARNER)
 
-    def _votes(self, partition: int) -> bool:
-        return self._acceptor.state(partition).standing == VOTER
+    def _may_fill(self, partition: int) -> bool:
+        """Registers first: a partition counts as copied only when both are."""
+        return self._acceptor.state(partition).standing not in {FRESH, LEARNER}
 
     async def _each(self, partitions: Sequence[int], state: LayoutState, work: object) -> bool:
         """Do the work for each partition, some at once; whether all succeeded."""
@@ -197,6 +205,9 @@ class Copier:
         others = [name for name in group if name != self._me]
         needed = _sources_needed(group, self._me)
         before = self._acceptor.state(partition)
+        if before.standing == LEARNER:
+            # A source that does not know yet that this disk is new could still count votes of the one before it.
+            others = [name for name in others if self._confirmed(name)]
         candidates = sorted(others, key=lambda name: not self._installed.is_alive(name))
         trouble: dict[str, str] = {}
         while len(candidates) >= needed:
@@ -214,6 +225,7 @@ class Copier:
         if self._epoch != state.epoch or self._acceptor.state(partition).standing != before.standing:
             raise StaleLayout("the layout changed while a partition was copied", version=self._epoch)
         await self._acceptor.set_standings({partition: PartitionRecord(standing=VOTER, tenure=before.tenure)})
+        self._review.discard(partition)
 
     async def _copy_from(self, sources: Sequence[str], group: Sequence[str], partition: int) -> dict[str, str]:
         """Everything that the sources hold in a partition, side by side; what is not known to be decided is settled. Empty when
@@ -347,18 +359,36 @@ def _sources_needed(group: Sequence[str], me: str) -> int:
 
 
 def _due(state: LayoutState, me: str) -> set[int]:
-    """The partitions that a layout change under way makes this node copy: as a replica of their registers, or because it moves
-    up their preference list and volumes with more copies may reach it."""
+    """The partitions that a layout change under way makes this node copy: as a new replica of their registers, as one that stays in
+    a group that shrinks (`_shrinks`), or because it moves up their preference list and volumes with more copies may reach it."""
     current, coming = state.current, state.next
     if coming is None or coming.node(me) is None:
         return set()
-    due = set(coming.partitions_of(me)) - set(current.partitions_of(me))
+    mine = set(current.partitions_of(me))
+    due = {p for p in coming.partitions_of(me) if p not in mine or _shrinks(current.replicas(p), coming.replicas(p))}
     for partition in range(coming.partitions):
         then = coming.placement(partition, MOST_COPIES)
         if me in then:
             now = current.placement(partition, MOST_COPIES)
             if me not in now or then.index(me) < now.index(me):
                 due.add(partition)
-    if current.node(me) is None:
+    if current.node(me) is None or _shrinks(current.nodes, coming.nodes):
         due.add(META_PARTITION)
     return due
+
+
+def _keeps(state: LayoutState, partition: int, me: str) -> bool:
+    """Whether this node has a partition in both layouts, and has to look it through because its group shrinks."""
+    current, coming = state.current, state.next
+    if coming is None:
+        return False
+    if partition == META_PARTITION:
+        return current.node(me) is not None and _shrinks(current.nodes, coming.nodes)
+    old, new = current.replicas(partition), coming.replicas(partition)
+    return me in old and me in new and _shrinks(old, new)
+
+
+def _shrinks(old: Sequence[object], new: Sequence[object]) -> bool:
+    """Whether the replicas that a write of the old group could do without are enough for a majority of the new one: then those
+    that stay may all lack it, and have to copy like new ones."""
+    return len(old) - majority(len(old)) >= majority(len(new))

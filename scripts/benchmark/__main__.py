@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ RUNS, QUICK_RUNS = 3, 1
 
 def main() -> None:
     given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that daemons and data are taken away then too
     figures: list[Figure] = []
     start = time.monotonic()
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from client import Holdfast
-from client.errors import ContentChanged, HoldfastError, OutcomeUnknown, Unavailable
+from client.errors import ContentChanged, OutcomeUnknown, Unavailable
 from tests.cluster.content import content
 from tests.cluster.harness import eventually
 
 UNDER_WAY_DEADLINE_S = 60.0
 
+Work = Callable[[Holdfast, str], Awaitable[None]]
+
 
 class Load:
     """``clients`` are used in turn, by different workers. ``outages``: the cluster may be unavailable for a while (it is killed), but
-    must not lie."""
+    must not lie. Without ``rewrite`` every volume is written once, and from then on only read."""
 
     def __init__(
         self,
@@ -33,14 +35,17 @@ class Load:
         size: int,
         pause_s: float = 0.0,
         outages: bool = False,
+        rewrite: bool = True,
         prefix: str = "v",
     ) -> None:
         self._clients = clients
         self._names = [f"{prefix}{index}" for index in range(writers)]
+        self._to_read = itertools.cycle(self._names)
         self._readers = readers
         self._size = size
         self._pause_s = pause_s
         self._outages = outages
+        self._rewrite = rewrite
         self.acknowledged = dict.fromkeys(self._names, -1)
         self.begun = dict.fromkeys(self._names, -1)
         self.puts = 0
@@ -58,12 +63,10 @@ class Load:
             for name in self._names:
                 group.create_task(self._write_once(next(clients), name))
         async with asyncio.TaskGroup() as group:
-            for name in self._names:
+            for name in self._names if self._rewrite else []:
                 group.create_task(self._until(stop, self._write_once, next(clients), name))
-            # shifted, so that a volume is not read through the gateway that writes it
-            next(clients)
-            for index in range(self._readers):
-                group.create_task(self._until(stop, self._read_once, next(clients), self._names[index % len(self._names)]))
+            for _ in range(self._readers):
+                group.create_task(self._until(stop, self._read_once, next(clients), None))
             yield self
             stop.set()
 
@@ -104,11 +107,10 @@ class Load:
             data = await holdfast.get(name)
             assert self._version(name, data, self.acknowledged[name], self.begun[name]) is not None, name
 
-    async def _until(self, stop: asyncio.Event, work: object, client: Holdfast, name: str) -> None:
-        assert callable(work)
+    async def _until(self, stop: asyncio.Event, work: Work, client: Holdfast, name: str | None) -> None:
         while not stop.is_set():
             try:
-                await work(client, name)
+                await work(client, name or next(self._to_read))
             except (Unavailable, OutcomeUnknown):
                 if not self._outages:
                     raise
@@ -138,11 +140,3 @@ class Load:
             if data == content(name, version, self._size):
                 return version
         return None
-
-
-async def outcomes(*tasks: asyncio.Task[None]) -> None:
-    """Cancel, and see that they ended by that or by an error that a client is told."""
-    for task in tasks:
-        task.cancel()
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        assert outcome is None or isinstance(outcome, (asyncio.CancelledError, HoldfastError)), outcome

@@ -39,7 +39,18 @@ def trace(daemon: Daemon, record: Path) -> None:
     """Have the daemon start under strace from now on."""
     strace = require_tool("strace")
     # -D: the tracer is not in between, the daemon stays the child of who starts it. Stopped only at the calls that are traced.
-    options = ["-D", "-f", "--seccomp-bpf", "-ttt", "-y", "-xx", "-s", str(STRING_LIMIT), "-e", f"trace={','.join(TRACED)}"]
+    options = [
+        "-D",
+        "-f",
+        "--seccomp-bpf",
+        "-ttt",
+        "-y",
+        "-xx",
+        "-s",
+        str(STRING_LIMIT),
+        "-e",
+        f"trace={','.join(TRACED)}",
+    ]
     daemon.command = [strace, *options, "-e", "signal=none", "-T", "-o", str(record), *daemon.command]
 
 

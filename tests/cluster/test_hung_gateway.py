@@ -71,20 +71,20 @@ async def test_requests_move_on_from_a_gateway_that_hangs(cluster: ClusterProces
         await holdfast.put("big", old)
 
     # before the first byte: each by a client that does not know yet
-    async with preferring(cluster, victim) as putting, preferring(cluster, victim) as small_putting:
-        async with preferring(cluster, victim) as getting, preferring(cluster, victim) as listing:
-            cluster[victim].freeze()
-            names, data, volume, *_ = await asyncio.gather(
-                timed("list", list_names(listing)),
-                timed("get", getting.get("big")),
-                timed(f"put of {SIZE // MIB} MiB", putting.put("other", new)),
-                timed("put of 4 KiB", small_putting.put("small", small)),
-            )
-            assert "big" in names
-            assert data == old
-            assert volume.size == SIZE
-            for _ in range(2 * len(cluster.names)):  # the node's turn comes now and then
-                assert await timed("get afterwards", getting.get("small"), KNOWN_S) == small
+    clients = [preferring(cluster, victim) for _ in range(4)]
+    async with clients[0], clients[1], clients[2], clients[3]:
+        cluster[victim].freeze()
+        names, data, volume, _ = await asyncio.gather(
+            timed("list", list_names(clients[0])),
+            timed("get", clients[1].get("big")),
+            timed(f"put of {SIZE // MIB} MiB", clients[2].put("other", new)),
+            timed("put of 4 KiB", clients[3].put("small", small)),
+        )
+        assert "big" in names
+        assert data == old
+        assert volume.size == SIZE
+        for _ in range(2 * len(cluster.names)):  # the node's turn comes now and then
+            assert await timed("get afterwards", clients[0].get("small"), KNOWN_S) == small
     async with cluster.client("n1") as holdfast:
         assert await holdfast.get("other") == new
         assert await holdfast.get("small") == small

@@ -23,6 +23,9 @@ NOTICED_S = 5.0
 UNNOTICED_REQUEST_S = 3.0
 """The longest request while a hung node still counts as alive: one leader's time (1.5 s) and some hedges."""
 
+UNNOTICED_READ_S = 1.2
+"""The longest read of what nobody writes in that time: hedges alone, 0.1 s for the head and at most 0.5 s for each chunk."""
+
 NOTICED_REQUEST_S = 1.0
 """The longest request once it is known to be dead."""
 
@@ -55,22 +58,29 @@ async def test_a_lost_node_delays_nobody_for_long(make_cluster: MakeCluster, how
     others = [name for name in cluster.names if name != victim]
     clients = [cluster.client(name, policy=NO_FAIL_OVER) for name in others]
     async with clients[0], clients[1], clients[2], clients[3]:
-        load = Load(clients, writers=8, readers=8, size=200 * KIB, pause_s=0.05)
-        async with load.running():
+        quiet = Load(clients, writers=32, readers=8, size=200 * KIB, pause_s=0.05, prefix="quiet-", rewrite=False)
+        load = Load(clients, writers=8, readers=4, size=200 * KIB, pause_s=0.05)
+        async with load.running(), quiet.running():
             await load.goes_on(16, 16)
-            print(f"slowest request before: {load.slowest_s:.3f} s")
+            await quiet.goes_on(0, 32)
+            print(f"slowest before: {load.slowest_s:.3f} s, of reads {quiet.slowest_s:.3f} s")
             load.watch()
+            quiet.watch()
             if how == "hung":
                 cluster[victim].freeze()
             else:
                 cluster.kill(victim)
             took = await noticed(cluster, victim, "dead", NOTICED_S)
-            print(f"{how} node noticed by all after {took:.2f} s; slowest request until then: {load.slowest_s:.3f} s")
+            print(f"{how} node noticed by all after {took:.2f} s")
+            print(f"slowest until then: {load.slowest_s:.3f} s, of reads {quiet.slowest_s:.3f} s")
             assert load.slowest_s < UNNOTICED_REQUEST_S
+            assert quiet.slowest_s < UNNOTICED_READ_S
             load.watch()
+            quiet.watch()
             await load.goes_on(64, 64)
-            print(f"slowest request afterwards: {load.slowest_s:.3f} s")
+            print(f"slowest afterwards: {load.slowest_s:.3f} s, of reads {quiet.slowest_s:.3f} s")
             assert load.slowest_s < NOTICED_REQUEST_S
+            assert quiet.slowest_s < NOTICED_REQUEST_S
             load.watch()
             if how == "hung":
                 cluster[victim].thaw()

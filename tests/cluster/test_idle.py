@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+from client.dev.supervisor import http_status
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.content import MIB
-from tests.cluster.harness import eventually, http_status
+from tests.cluster.harness import eventually
 from tests.cluster.process_usage import processor_seconds, resident
 
 MOST_RESIDENT = 96 * MIB

@@ -9,7 +9,7 @@ from client import RetryPolicy
 from tests.cluster.conftest import MakeCluster
 from tests.cluster.content import KIB, content
 from tests.cluster.gateway import Gateway
-from tests.cluster.harness import eventually
+from tests.cluster.harness import ClusterProcess, eventually
 from tests.cluster.inspector import Inspector
 from tests.cluster.load import Load
 
@@ -24,6 +24,9 @@ CHANGE_DEADLINE_S = 40.0
 TIDY_DEADLINE_S = 40.0
 """The tidier begins 10 s after a layout is in force."""
 
+PLACED_DEADLINE_S = 20.0
+"""And the tidier tries again 10 s later what it could not give up at once."""
+
 QUIET = 24
 """Volumes that nobody writes while the layout changes."""
 
@@ -36,6 +39,23 @@ async def in_force(gateway: Gateway, version: int) -> None:
         return bool(layout["current"]["version"] == version and layout["next"] is None)
 
     await eventually(reached, f"layout {version} is in force", CHANGE_DEADLINE_S)
+
+
+async def tidied(cluster: ClusterProcess, version: int) -> None:
+    """Wait until every node has looked at all that it holds under this layout."""
+
+    async def done(name: str) -> None:
+        async with Gateway(cluster[name].url) as gateway:
+
+            async def settled() -> bool:
+                layout = await gateway.document("/v1/layout")
+                tidier = next(j for j in (await gateway.document("/v1/jobs"))["jobs"] if j["name"] == "tidier")
+                in_force = layout["current"]["version"] == version and layout["next"] is None
+                return bool(in_force and not tidier["queue_length"] and not tidier["waiting_for"])
+
+            await eventually(settled, f"{name} has tidied under layout {version}", TIDY_DEADLINE_S)
+
+    await asyncio.gather(*(done(name) for name in cluster.names))
 
 
 async def test_a_sixth_node_joins_and_leaves_under_load(make_cluster: MakeCluster) -> None:
@@ -67,7 +87,8 @@ async def test_a_sixth_node_joins_and_leaves_under_load(make_cluster: MakeCluste
         assert all(abs(share - PARTITIONS * COPIES / 6) <= 1 for share in shares.values()), shares
 
         everybody = [*founders, sixth.name]
-        holdings = await inspector.all_in_place(*everybody, deadline_s=TIDY_DEADLINE_S)
+        await tidied(cluster, 2)
+        holdings = await inspector.all_in_place(*everybody, deadline_s=PLACED_DEADLINE_S)
         share = holdings.bytes_share(sixth.name)
         print(f"{len(holdings.holders)} chunks in place, {100 * share:.1f} % of the copies on the sixth")
         assert 0.08 < share < 0.25
@@ -88,7 +109,8 @@ async def test_a_sixth_node_joins_and_leaves_under_load(make_cluster: MakeCluste
         layout = await n1.document("/v1/layout")
         assert [node["name"] for node in layout["current"]["nodes"]] == founders
         assert layout["excluded"] == [sixth.name], "it would be taken in again by itself"
-        await inspector.all_in_place(*everybody, deadline_s=TIDY_DEADLINE_S)
+        await tidied(cluster, 3)
+        await inspector.all_in_place(*everybody, deadline_s=PLACED_DEADLINE_S)
         cluster.kill(sixth.name)
         for name, data in quiet.items():
             assert await clients[3].get(name) == data
@@ -138,9 +160,7 @@ async def test_changes_are_applied_by_hand(make_cluster: MakeCluster) -> None:
 
         # a change that is given up leaves everything as it was
         cluster["n1"].freeze()
-        plan = (
-            await gateway.ask("POST", "/v1/layout/plan", json={"stage": [{"name": "n2", "capacity": 1}]})
-        ).json()
+        plan = (await gateway.ask("POST", "/v1/layout/plan", json={"stage": [{"name": "n2", "capacity": 1}]})).json()
         assert (await gateway.ask("POST", "/v1/layout/apply", json={"version": plan["version"]})).status == 200
         aborted = await gateway.ask("POST", "/v1/layout/abort")
         assert aborted.status == 200, aborted

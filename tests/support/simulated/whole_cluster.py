@@ -153,7 +153,10 @@ class WholeCluster:
 
     def settled(self) -> bool:
         """No change under way, nobody learning, everybody at one epoch."""
-        cores = [machine.core for machine in self.machines.values() if machine.core is not None]
+        started = [machine for machine in self.machines.values() if machine._task is not None]
+        cores = [machine.core for machine in started if machine.core is not None]
+        if len(cores) < len(started):
+            return False
         epochs = {core.installed.epoch for core in cores}
         return (
             len(epochs) == 1

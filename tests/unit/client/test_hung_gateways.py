@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
+import uvloop
 from aiohttp import web
 
 from client import Holdfast, RetryPolicy
@@ -34,6 +35,11 @@ def took(least: float, most: float) -> Iterator[None]:
     yield
     seconds = asyncio.get_running_loop().time() - began
     assert least <= seconds < most, f"{seconds:.2f} s"
+
+
+def read_to_end(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        pass
 
 
 class Freezable:
@@ -79,19 +85,19 @@ class Freezable:
         assert task is not None
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
-        if self.deaf:
-            await self._thawed.wait()
-        there, to_there = await asyncio.open_connection("127.0.0.1", self._gateway.port)
         try:
-            async with asyncio.TaskGroup() as group:
-                upward = group.create_task(self._pass(reader, to_there, answers=False))
-                await self._pass(there, writer, answers=True)
-                upward.cancel()
+            if self.deaf:
+                await self._thawed.wait()
+            there, to_there = await asyncio.open_connection("127.0.0.1", self._gateway.port)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    upward = group.create_task(self._pass(reader, to_there, answers=False))
+                    await self._pass(there, writer, answers=True)
+                    upward.cancel()
+            finally:
+                to_there.transport.abort()
         finally:
-            for end in (writer, to_there):
-                end.close()
-                with contextlib.suppress(ConnectionError):
-                    await end.wait_closed()
+            writer.close()
 
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool) -> None:
         with contextlib.suppress(ConnectionError):
@@ -105,8 +111,7 @@ class Freezable:
                     if self.freeze_after <= 0:
                         self.freeze_after = None
                         self.freeze()
-            if sink.can_write_eof():
-                sink.write_eof()
+            sink.write_eof()
 
 
 @pytest.fixture
@@ -140,6 +145,9 @@ async def test_a_socket_that_accepts_and_never_answers(fake_cluster: FakeCluster
                     await action(holdfast)
                 with took(0, HANG_S / 2):
                     await holdfast.show("v")  # the hung one is left alone now
+            request, _ = listener.accept()
+            with request, pytest.raises(ConnectionResetError):  # should it wake, it sees that nobody waits
+                read_to_end(request)
     assert fake_cluster.volumes["big"].data == BIG
 
 
@@ -312,6 +320,28 @@ async def test_all_gateways_hang(fake_cluster: FakeCluster) -> None:
                 await holdfast.show("v")
             with took(0, 5), pytest.raises(Unavailable, match="hangs"):
                 await holdfast.put("v", b"never sent to one that is known to hang")
+
+
+def test_under_uvloop() -> None:
+    """Whose transports and sockets are not quite asyncio's."""
+
+    async def scenario() -> None:
+        cluster = FakeCluster(1)
+        await cluster.start()
+        try:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+                async with Holdfast([url, *cluster.urls], policy=POLICY) as holdfast:
+                    with took(HANG_S - 0.05, HANG_S + SLACK_S):
+                        await holdfast.put("v", BIG)
+                request, _ = listener.accept()
+                with request, pytest.raises(ConnectionResetError):
+                    read_to_end(request)
+            assert cluster.volumes["v"].data == BIG
+        finally:
+            await cluster.stop()
+
+    uvloop.run(scenario())
 
 
 async def fake_holdfast_put(cluster: FakeCluster, name: str, data: bytes) -> str:

@@ -255,6 +255,32 @@ def test_a_node_is_removed_and_its_data_moves() -> None:
     play(scenario)
 
 
+def test_the_last_node_has_everything_although_it_was_away_for_the_writes() -> None:
+    """From three replicas to one: the one that stays may be the one that every write did without."""
+
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(12)
+        await store(cluster, data)
+        await cluster.machines["n1"].kill()
+        for name in data:
+            data[name] += b"while n1 was away"
+            await put(cluster["n2"], name, data[name])
+        cluster.machines["n1"].start()
+        await cluster.until(cluster.settled, "n1 back")
+        governor = cluster["n1"].governor
+        await governor.stage([StagedChange("n2", remove=True), StagedChange("n3", remove=True)])
+        _, plan = await governor.plan()
+        await governor.apply(plan.version)
+        await cluster.until(
+            lambda: cluster["n1"].installed.require().current.version == 2 and cluster.settled(), "layout 2"
+        )
+        for name in ("n2", "n3"):
+            await cluster.machines[name].kill()
+        await check(cluster, data, "n1")
+
+    play(scenario, 3)
+
+
 def test_a_change_can_be_given_up() -> None:
     async def scenario(cluster: WholeCluster) -> None:
         data = contents(11)

@@ -27,6 +27,9 @@ PLANS = {
     "amnesia of five": Plan(5, 5, trouble=("wipe", "wipe", "cut", "crash", "slow")),
     "layouts": Plan(3, 5, trouble=("layout", "crash", "cut", "slow", "freeze")),
     "layouts in a storm": Plan(3, 5, clients=8, seconds=6, keys=1, trouble=("layout", "cut"), weather=STORM),
+    "layouts that shrink": Plan(
+        3, 3, clients=8, keys=2, trouble=("layout", "cut", "crash"), weather=Weather(loss=0.1, late=0.2, duplicate=0.1)
+    ),
     "everything": Plan(3, 6, trouble=("layout", "wipe", "crash", "cut", "slow", "freeze")),
 }
 SEEDS = int(os.environ.get("HOLDFAST_SEEDS", "4"))
