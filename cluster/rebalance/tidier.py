@@ -70,6 +70,7 @@ class Tidier:
         installed.on_install(lambda _: self._changed.set())
 
     async def run(self) -> None:
+        rested = 0
         while True:
             self._changed.clear()
             state = self._installed.state
@@ -82,17 +83,31 @@ class Tidier:
                 self.waiting_for = ""
                 await self._changed.wait()
                 continue
-            self.waiting_for = "readers of the earlier layout"
-            await self._clock.sleep(START_DELAY_S)
+            if rested != state.epoch:
+                self.waiting_for = "readers of the earlier layout"
+                if not await self._unchanged_for(START_DELAY_S):
+                    continue
+                rested = state.epoch
             self.waiting_for = ""
             try:
                 if await self._tidy(state):
                     await asyncio.shield(self._store.commit([MetaWrite(TIDIED_META, str(state.epoch).encode())]))
                     self.last_error = ""
                     continue
+            except StaleLayout:
+                continue
             except HoldfastError as error:
                 self.last_error = error.message
-            await self._clock.sleep(RETRY_S)
+            await self._unchanged_for(RETRY_S)
+
+    async def _unchanged_for(self, seconds: float) -> bool:
+        """Wait so long; False as soon as the layout state is another one, whose own delay begins then."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return True
+        return False
 
     async def _tidy(self, state: LayoutState) -> bool:
         """Look at every chunk held here; whether nothing foreign is left."""

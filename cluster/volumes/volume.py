@@ -6,7 +6,8 @@ returns, even when the volume is deleted and created again (its id is then anoth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from cluster.errors import Conflict
 from cluster.volumes.formulas import Formulas
@@ -55,16 +56,22 @@ class VolumePage:
 class Condition:
     """If-Match and If-None-Match of RFC 9110, on etags without quotes; ``frozenset({"*"})`` stands for any version.
 
-    None means that the header is absent."""
+    None means that the header is absent. ``still_wanted`` is called whenever the condition is checked, which is before every try to
+    put the new version in place, and raises when whoever asked for the change has gone: a gateway that was frozen in the
+    middle of a change, and wakes up after the client has repeated it elsewhere, must not do it a second time."""
 
     if_match: frozenset[str] | None = None
     if_none_match: frozenset[str] | None = None
+    still_wanted: Callable[[], None] | None = field(default=None, compare=False)
 
     def holds(self, volume: Volume | None) -> bool:
         return self._failed(volume) is None
 
     def check(self, volume: Volume | None) -> None:
-        """Raises Conflict with ``condition`` ("if-match" or "if-none-match") and ``etag`` (the present one) in the details."""
+        """Raises Conflict with ``condition`` ("if-match" or "if-none-match") and ``etag`` (the present one) in the details, and
+        whatever ``still_wanted`` raises."""
+        if self.still_wanted is not None:
+            self.still_wanted()
         failed = self._failed(volume)
         if failed is not None:
             now = "there is no such volume" if volume is None else f"its version is now {volume.etag!r}"

@@ -29,7 +29,7 @@ from node.api.ranges import UnsatisfiableRangeError, parse_content_range, parse_
 from node.api.request import ApiRequest, BrokenAnswerError, ClientGoneError
 from node.api.router import Router
 from node.api.volume_json import last_modified, quoted_etag
-from node.api.volume_routes import unmet_answer, volume_answer, volume_shape, write_condition
+from node.api.volume_routes import condition_of, unmet_answer, volume_answer, volume_shape
 
 log = structlog.get_logger(__name__)
 
@@ -152,7 +152,7 @@ class DataRoutes:
         request.refuse_encoded_body()
         headers, name = request.headers, request.arguments[0]
         length = request.declared_length
-        condition = write_condition(headers)
+        condition = condition_of(request)
         fields = Fields.of_query(request.raw_query)
         places = headers.getall(hdrs.CONTENT_RANGE, ())
         if not places:

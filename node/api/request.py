@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 from typing import Any, Protocol, cast
 
 from aiohttp import hdrs, web
@@ -85,6 +86,19 @@ class ApiRequest(web.BaseRequest):
         """Nobody is there any more to be answered."""
         transport = self.transport
         return transport is None or transport.is_closing()
+
+    def check_client(self) -> None:
+        """Raises ClientGoneError when the client has broken the connection off (a reset; one that only has nothing more to send, and
+        waits for the answer, has not)."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ClientGoneError("the client has gone")
+        socket = transport.get_extra_info("socket")
+        if socket is not None and socket.fileno() >= 0:
+            watch = select.poll()
+            watch.register(socket.fileno(), 0)
+            if watch.poll(0):  # nothing was asked for, so it tells of POLLERR and POLLHUP only
+                raise ClientGoneError("the client has broken the connection off")
 
     def leave_body_unread(self, response: web.StreamResponse) -> None:
         """Arrange what happens to the connection after `response`, given before the body had come to its end.

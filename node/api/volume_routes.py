@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -9,7 +10,7 @@ from multidict import MultiMapping
 
 from cluster.errors import Conflict, Invalid
 from cluster.volumes.names import DEFAULT_CHUNK_BYTES, DEFAULT_DURABILITY, MAX_VOLUME_BYTES
-from cluster.volumes.volume import UNCONDITIONAL, Condition, Volume
+from cluster.volumes.volume import Condition, Volume
 from node.api.conditions import Verdict, entity_tags_of, evaluate_read, strong_values, weak_values
 from node.api.fields import Fields
 from node.api.health import json_answer
@@ -78,7 +79,7 @@ class VolumeRoutes:
     async def resize(self, request: ApiRequest) -> web.Response:
         """``{size}``: up only. If-Match makes it conditional."""
         Fields.of_query(request.raw_query).finish()
-        condition = write_condition(request.headers)
+        condition = condition_of(request)
         fields = Fields.of_json(await request.json_object())
         size = fields.required_integer("size", minimum=0, maximum=MAX_VOLUME_BYTES)
         fields.finish()
@@ -86,7 +87,7 @@ class VolumeRoutes:
 
     async def delete(self, request: ApiRequest) -> web.Response:
         Fields.of_query(request.raw_query).finish()
-        await self._volumes.delete(request.arguments[0], write_condition(request.headers))
+        await self._volumes.delete(request.arguments[0], condition_of(request))
         return web.Response(status=204)
 
 
@@ -118,6 +119,11 @@ def unmet_answer(verdict: Verdict, volume: Volume) -> web.Response:
     )
 
 
+def condition_of(request: ApiRequest) -> Condition:
+    """The precondition of a change (`write_condition`), and that its client still waits for it."""
+    return replace(write_condition(request.headers), still_wanted=request.check_client)
+
+
 def write_condition(headers: MultiMapping[str]) -> Condition:
     """The precondition of a change. Raises Invalid for a malformed one, and for a date: a volume may change twice in a second
     and on nodes whose clocks differ, so a date protects nothing."""
@@ -125,8 +131,6 @@ def write_condition(headers: MultiMapping[str]) -> Condition:
         raise Invalid(
             "Changes can't depend on a date; use If-Match with the volume's ETag", field=hdrs.IF_UNMODIFIED_SINCE
         )
-    if hdrs.IF_MATCH not in headers and hdrs.IF_NONE_MATCH not in headers:
-        return UNCONDITIONAL
     return Condition(
         if_match=strong_values(entity_tags_of(headers, hdrs.IF_MATCH)),
         if_none_match=weak_values(entity_tags_of(headers, hdrs.IF_NONE_MATCH)),

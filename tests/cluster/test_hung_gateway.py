@@ -151,3 +151,24 @@ async def test_a_single_gateway_that_hangs_and_wakes(cluster: ClusterProcess) ->
         assert not reading.done()
         await recovered(cluster, victim)
         assert await asyncio.wait_for(reading, 10) == data
+
+
+async def test_a_gateway_that_wakes_does_not_repeat_what_was_repeated_elsewhere(cluster: ClusterProcess) -> None:
+    """A plain PUT moves on from a frozen gateway; another PUT follows; the first gateway wakes with the first PUT in hand."""
+    first, second = content("v", 1, 300 * KIB), content("v", 2, 300 * KIB)
+    async with preferring(cluster, "n2") as holdfast, cluster.client("n4") as other:
+        await holdfast.put("v", b"before")
+        cluster["n2"].freeze()
+        await timed("put", holdfast.put("v", first))
+        newest = await other.put("v", second)
+        await recovered(cluster, "n2")
+
+        async def n2_is_idle() -> bool:
+            async with Gateway(cluster["n2"].url) as gateway:
+                metrics = (await gateway.ask("GET", "/metrics")).body.decode()
+            line = next(row for row in metrics.splitlines() if row.startswith("holdfast_http_requests_in_flight "))
+            return float(line.split()[1]) <= 1  # the question itself
+
+        await eventually(n2_is_idle, "the gateway has finished what it had in hand")
+        assert (await other.show("v")).etag == newest.etag
+        assert await other.get("v") == second

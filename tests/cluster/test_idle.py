@@ -15,8 +15,8 @@ MOST_RESIDENT = 96 * MIB
 MOST_PROCESSOR = 0.05
 """Of one core, per node."""
 
-MOST_START_S = 4.0
-"""From the command to an answer: the aim is 1 s for one daemon on an idle machine."""
+MOST_START_S = 8.0
+"""From the command to an answer. The aim is 1 s for one daemon on an idle machine, and this one is not idle."""
 
 OBSERVED_S = 5.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 
 from client import RetryPolicy
@@ -38,7 +39,9 @@ async def in_force(gateway: Gateway, version: int) -> None:
         layout = await gateway.document("/v1/layout")
         return bool(layout["current"]["version"] == version and layout["next"] is None)
 
+    began = time.monotonic()
     await eventually(reached, f"layout {version} is in force", CHANGE_DEADLINE_S)
+    print(f"layout {version} in force after {time.monotonic() - began:.1f} s")
 
 
 async def tidied(cluster: ClusterProcess, version: int) -> None:
@@ -55,7 +58,9 @@ async def tidied(cluster: ClusterProcess, version: int) -> None:
 
             await eventually(settled, f"{name} has tidied under layout {version}", TIDY_DEADLINE_S)
 
+    began = time.monotonic()
     await asyncio.gather(*(done(name) for name in cluster.names))
+    print(f"tidied under layout {version} after {time.monotonic() - began:.1f} s")
 
 
 async def test_a_sixth_node_joins_and_leaves_under_load(make_cluster: MakeCluster) -> None:
