@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import os
 import random
+import socket
+import struct
 from bisect import insort
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -228,3 +230,50 @@ async def test_concurrent_conditional_puts_have_one_winner(real: Harness) -> Non
     assert sorted(answer.status for answer in answers) == [201] + [412] * 7
     winner = next(n for n, answer in enumerate(answers) if answer.status == 201)
     assert (await real.request("GET", "/v1/volumes/v/data")).body == b"%d" % winner
+
+
+@pytest.mark.parametrize("breaks_off", [True, False])
+async def test_a_change_whose_client_broke_off_is_not_made(http: Harness, breaks_off: bool) -> None:
+    """As after a freeze: the request is whole in hand, and its client has reset the connection and gone elsewhere. A client that
+    only ends its half of the connection still waits for the answer."""
+    registers, chunks = MemoryRegisters(), MemoryChunks()
+    held, reached = asyncio.Event(), asyncio.Event()
+    store = chunks.put
+
+    async def put(payload: Buffer, *, referrer: bytes, replicas: int) -> bytes:
+        reached.set()
+        await held.wait()
+        return await store(payload, referrer=referrer, replicas=replicas)
+
+    chunks.put = put  # type: ignore[method-assign]  # the place where the gateway is held
+    service = VolumeService(registers, chunks, SystemClock(), random.Random(1), node_count=lambda: 5)
+    condition_checked = asyncio.Event()
+    change = service._change
+
+    async def watched(*arguments: Any) -> Any:
+        try:
+            return await change(*arguments)
+        finally:
+            condition_checked.set()
+
+    service._change = watched  # type: ignore[method-assign, assignment]  # to know when it is over
+    api = Api(volumes=service, cluster=http.cluster, metrics=Metrics(), token=None, release="1")
+    server = ApiServer(api)
+    await server.start("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"PUT /v1/volumes/v/data HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nbytes")
+    async with asyncio.timeout(10):
+        await reached.wait()
+        if breaks_off:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+        else:
+            writer.write_eof()
+        held.set()
+        await condition_checked.wait()
+    assert bool(registers.values) is not breaks_off
+    if not breaks_off:
+        assert (await reader.readline()).startswith(b"HTTP/1.1 201")
+    writer.close()
+    await server.close(1.0)
