@@ -103,7 +103,11 @@ class Inspector:
         return Holdings(state.current, copies, dict(holders))
 
     async def all_in_place(self, *names: str, deadline_s: float) -> Holdings:
-        """Wait until each chunk that is referenced is on just the nodes that should have it."""
+        """Wait until each chunk that is referenced is on just the nodes that should have it.
+
+        The nodes are listed one after the other while references of replaced versions go, so a chunk counts as misplaced when two
+        listings in a row find it on the same wrong nodes.
+        """
         last: list[str] = []
 
         async def placed() -> Holdings | None:
@@ -112,8 +116,10 @@ class Inspector:
                 holdings = await self.holdings(*names)
             except StaleLayout:
                 return None
-            last = holdings.misplaced()
-            return None if last else holdings
+            before, last = last, holdings.misplaced()
+            if last and not before:
+                return None
+            return None if set(last) & set(before) else holdings
 
         try:
             found = await eventually(placed, "every chunk is where it belongs", deadline_s)
