@@ -10,7 +10,7 @@ import structlog
 import uvloop
 
 from cluster.errors import HoldfastError, Invalid
-from node import logs
+from node import logs, memory
 from node.config import Config, from_process
 from node.daemon import CONFIGURATION_ERRORS, EXIT_CONFIGURATION, EXIT_FAILED, EXIT_OK, Daemon
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Invalid as error:
         print(f"holdfastd: {error.message}", file=sys.stderr)  # noqa: T201 - before there is a log
         sys.exit(EXIT_CONFIGURATION)
+    memory.set_up()
     logs.set_up(config.log_level, config.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(_run(config))

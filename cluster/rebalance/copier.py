@@ -309,7 +309,20 @@ class Copier:
                     group.create_task(self._copy_chunk(name, listed, here, gate, failures))
             if failures:
                 raise failures[0]
+            if mine:
+                await self._drop_what_is_gone(name, partition, after, mine)
             after = page[-1].chunk if page else b""
+
+    async def _drop_what_is_gone(self, name: str, partition: int, after: bytes, copied: Sequence[ListedChunk]) -> None:
+        """References that were dropped everywhere while they were being copied would stay here for ever: look at the source once
+        more, and drop what it has no longer."""
+        reply = await self._caller.call(name, ListChunks(partition, after, PAGE), deadline_s=CALL_DEADLINE_S)
+        there = {listed.chunk: {r.referrer for r in listed.references} for listed in reply.message.chunks}
+        for chunk in copied:
+            # One that is not listed at all proves nothing: its copy there may have been found damaged meanwhile.
+            for reference in chunk.references if chunk.chunk in there else ():
+                if reference.referrer not in there[chunk.chunk]:
+                    await self._chunks.drop_reference(chunk.chunk, reference.referrer)
 
     def _is_due(self, listed: ListedChunk, partition: int, state: LayoutState) -> bool:
         """Whether a chunk with these references belongs here in either layout."""

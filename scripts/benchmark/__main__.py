@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
         prog="scripts/bench",
         description=f"Measures a {NODES}-node cluster on this machine: one table on stdout, a JSON file, progress on stderr. "
         "Large transfers stand beside a floor, which is what plain processes reach with the same bytes in the same run. "
-        "MB are 10^6 bytes of users' content: each is stored three times.",
+        "MB are 10^6 bytes of users' content: each is stored three times. A full run takes some ten minutes and up to 50 GB of disk.",
     )
     parser.add_argument(
         "--only",

@@ -7,6 +7,7 @@ handler that streams from the page cache.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 import threading
@@ -22,22 +23,13 @@ STREAM_BYTES = 1024 * 1024
 
 
 def receive(ready: Connection, directory: str) -> None:
-    """Serves `benchmark.large_load.Copies`; sends its port. Each transfer overwrites the file of an earlier one that has ended, so
-    that runs do not fill the disk."""
+    """Serves `benchmark.large_load.Copies`; sends its port. Each transfer makes a new file, and none is removed: memory that the page
+    cache has just got back from a removed file is many times cheaper to write to than fresh memory, which is what a growing log gets."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     Path(directory).mkdir(parents=True, exist_ok=True)
-    free: list[int] = []
-    made = 0
-    lock = threading.Lock()
 
-    def serve(connection: socket.socket) -> None:
-        nonlocal made
-        with lock:
-            if free:
-                number = free.pop()
-            else:
-                number = made = made + 1
-        file = os.open(f"{directory}/{number}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    def serve(connection: socket.socket, number: int) -> None:
+        file = os.open(f"{directory}/{number}", os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
         with connection:
             buffer = memoryview(bytearray(RECEIVE_BYTES))
             connection.recv_into(buffer, 8, socket.MSG_WAITALL)
@@ -51,13 +43,11 @@ def receive(ready: Connection, directory: str) -> None:
             os.fdatasync(file)
             os.close(file)
             connection.sendall(b"+")
-        with lock:
-            free.append(number)
 
     ready.send(listener.getsockname()[1])
-    while True:
+    for number in itertools.count():
         connection, _ = listener.accept()
-        threading.Thread(target=serve, args=(connection,), daemon=True).start()
+        threading.Thread(target=serve, args=(connection, number), daemon=True).start()
 
 
 def stream(ready: Connection, path: str, size: int) -> None:

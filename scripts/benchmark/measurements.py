@@ -7,6 +7,7 @@ minute.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -111,6 +112,8 @@ async def put(testbed: Testbed, plan: Plan) -> list[Figure]:
                     megabytes / await in_process(large_load.run, _puts(testbed, plan, concurrency)), megabytes / least
                 )
             figures.append(figure)
+    for n in range(COPIES):
+        shutil.rmtree(plan.directory / f"floor{n}")
     return figures
 
 
