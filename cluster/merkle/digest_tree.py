@@ -1,0 +1,83 @@
+"""A tree of sums: the digests of the items whose places share a prefix, modulo 2^64.
+
+An item has a *place* (the leaf it falls into, from a hash) and a *digest* (64 bits that stand for its identity and version). Only the
+leaves are kept; a node is the sum of the leaves under it, so an update is one addition, in any order, and two trees over the same items are
+equal whatever their histories were. Equal sums of different items are an accident of one in 2^64 (additive set hashing: Bellare and
+Micciancio, "A New Paradigm for Collision-free Hashing", 1997); it would hide a difference from comparison, never change data.
+
+Memory is 16 bytes a leaf. `DigestTree` may be read on one thread while another changes it: a sum read meanwhile may be of a moment that
+never was, which comparing twice takes care of.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+DIGEST_MASK: Final = (1 << 64) - 1
+
+MAX_BITS: Final = 24
+"""16 million leaves, 256 MiB: more than any node needs."""
+
+
+class DigestTree:
+    """``bits``: the tree has 2^bits leaves, numbered by the top bits of the items' hashes."""
+
+    __slots__ = ("_counts", "_sums", "bits")
+
+    def __init__(self, bits: int) -> None:
+        assert 0 <= bits <= MAX_BITS
+        self.bits = bits
+        self._sums = array("Q", bytes(8 << bits))
+        self._counts = array("q", bytes(8 << bits))
+
+    def change(self, leaf: int, digest: int, count: int) -> None:
+        """Add ``digest`` (to take one away: its negative) and ``count`` items to a leaf."""
+        self._sums[leaf] = (self._sums[leaf] + digest) & DIGEST_MASK
+        self._counts[leaf] += count
+
+    def leaf(self, leaf: int) -> tuple[int, int]:
+        """``(sum, count)`` of one leaf."""
+        return self._sums[leaf], self._counts[leaf]
+
+    def set_leaf(self, leaf: int, digest: int, count: int) -> None:
+        """Put a leaf as it was stored."""
+        self._sums[leaf], self._counts[leaf] = digest, count
+
+    def sum(self, bits: int, prefix: int) -> int:
+        """The sum of everything whose place begins with the ``bits`` bits ``prefix``. ``bits`` is at most the tree's own."""
+        shift = self.bits - bits
+        if not shift:
+            return self._sums[prefix]
+        return sum(self._sums[prefix << shift : (prefix + 1) << shift]) & DIGEST_MASK
+
+    def count(self, bits: int, prefix: int) -> int:
+        """The number of items under a prefix."""
+        shift = self.bits - bits
+        return self._counts[prefix] if not shift else sum(self._counts[prefix << shift : (prefix + 1) << shift])
+
+    def sums(self, bits: int, prefixes: Iterable[int]) -> array[int]:
+        """`sum` of each prefix."""
+        return array("Q", [self.sum(bits, prefix) for prefix in prefixes])
+
+    def filled(self) -> list[int]:
+        """The leaves that have items, ascending."""
+        return [leaf for leaf, count in enumerate(self._counts) if count]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DigestTree):
+            return NotImplemented
+        return self.bits == other.bits and self._sums == other._sums and self._counts == other._counts
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    @property
+    def total(self) -> int:
+        """The number of items."""
+        return sum(self._counts)
+
+
+def children(prefixes: Sequence[int], step: int) -> list[int]:
+    """The prefixes that are ``step`` bits longer than the given ones, in order."""
+    return [(prefix << step) | low for prefix in prefixes for low in range(1 << step)]

@@ -1,0 +1,1 @@
+"""Repair: finding out what replicas lack, and mending it."""
