@@ -2,21 +2,24 @@
 
 A put goes to all replicas at once and is done when a majority (of each layout, while one is being changed) has it on disk; the others
 finish behind it, within `LATE_LIMIT_BYTES` of payloads waiting for them in all, past which puts wait: a slow replica slows its
-writers down rather than filling their memory. A read asks one replica, the next after a short adaptive delay or at once after an
-error, and takes the first good answer. Owns the tasks of its calls and the latency estimate; nothing durable.
+writers down rather than filling their memory. For a replica that is dead, full or does not answer, another node stands in
+(`spread`), so that all copies exist at once. A read asks one replica, the next after a short adaptive delay or at once after an
+error, and takes the first good answer; copies that it found missing or damaged on the way are told to `on_bad_copy`. Owns the tasks
+of its calls, the latency estimate and a short memory of full nodes; nothing durable.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import crc32c
 from blake3 import blake3
 
 from cluster.chunks.hedge import HedgeDelay
 from cluster.chunks.messages import DropReference, PutChunk, ReadChunk, ReadSmall
+from cluster.chunks.spread import Spread
 from cluster.chunks.store import ChunkStore
 from cluster.chunks.view import ChunkView
 from cluster.doors.clock import Clock
@@ -31,7 +34,6 @@ from cluster.errors import (
     QuorumUnavailable,
     StaleLayout,
 )
-from cluster.register.quorum import QuorumRule
 from cluster.rpc.caller import Caller
 from cluster.rpc.message import Buffer
 
@@ -51,32 +53,14 @@ RETRY_PAUSE_S = 0.1
 LATE_LIMIT_BYTES = 48 * 1024 * 1024
 """Payloads that have their quorum and still wait for slower replicas, all together."""
 
+FULL_S = 5.0
+"""A node that refused a chunk for lack of space is not sent any for so long."""
+
 INLINE_HASH_BYTES = 64 * 1024
 """Hashing this much takes less time than handing it to a thread."""
 
 SMALL_READ_BYTES = 64 * 1024
 """Reads up to this size travel with the short messages."""
-
-
-class _Spread:
-    """One payload on its way to its replicas."""
-
-    def __init__(self, rule: QuorumRule, names: Sequence[str], size: int) -> None:
-        self.rule = rule
-        self.open = len(names)
-        self.size = size
-        self.stored: set[str] = set()
-        self.failed: dict[str, HoldfastError] = {}
-        self.late = False
-        self.verdict: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-    def judge(self) -> None:
-        if self.verdict.done():
-            return
-        if self.rule.satisfied(self.stored):
-            self.verdict.set_result(True)
-        elif self.open == 0 or not self.rule.possible(self.failed):
-            self.verdict.set_result(False)
 
 
 class ClusterChunks:
@@ -94,9 +78,14 @@ class ClusterChunks:
         self._group: asyncio.TaskGroup | None = None
         self._hedge = HedgeDelay()
         self._asked: Counter[str] = Counter()
+        self._full: dict[str, float] = {}
+        self.on_bad_copy: Callable[[bytes, Sequence[str]], None] = lambda chunk, names: None
+        """Told which nodes that should hold a chunk did not have it, or a damaged copy, when a read found it elsewhere."""
         self._late_bytes = 0
         self._less_late = asyncio.Event()
         self.puts = 0
+        self.handoffs = 0
+        """Copies put on a stand-in."""
         self.reads = 0
         self.local_reads = 0
         self.hedged_reads = 0
@@ -138,41 +127,57 @@ class ClusterChunks:
                 await self._clock.sleep(RETRY_PAUSE_S * (attempt + 1))
         raise _put_error(spread)
 
-    def _send(self, request: PutChunk, payload: Buffer) -> _Spread:
+    def _send(self, request: PutChunk, payload: Buffer) -> Spread:
         if self._group is None:
             raise PeerUnavailable("this node is stopping")
         rule = self._view.chunk_rule(request.chunk, request.replicas)
-        names = rule.members
-        alive = [name for name in names if self._view.is_alive(name)]
-        asked = alive if rule.satisfied(alive) else names
-        spread = _Spread(rule, asked, len(payload))
-        for name in names:
-            if name not in asked:
-                spread.failed[name] = PeerUnavailable(f"{name} is not alive")
-        for name in asked:
-            self._group.create_task(self._put_on(name, request, payload, spread, self._view.epoch))
+        places = rule.members
+        others = [name for name in self._view.chunk_order(request.chunk) if name not in places]
+        spread = Spread(rule, len(payload), others, self._usable)
+        # Liveness is a guess: when it leaves no quorum, stand-ins included, whoever is thought dead is asked all the same.
+        hopeless = sum(map(self._usable, (*places, *others))) * 2 <= len(places)
+        for place in places:
+            direct = hopeless or self._usable(place)
+            self._group.create_task(self._fill(place, request, payload, spread, self._view.epoch, direct=direct))
         return spread
 
-    async def _put_on(self, name: str, request: PutChunk, payload: Buffer, spread: _Spread, epoch: int) -> None:
+    def _usable(self, name: str) -> bool:
+        return self._view.is_alive(name) and self._full.get(name, 0.0) <= self._clock.monotonic()
+
+    async def _fill(
+        self, place: str, request: PutChunk, payload: Buffer, spread: Spread, epoch: int, *, direct: bool
+    ) -> None:
+        """Put the copy for one place there, or on a stand-in."""
+        error: HoldfastError = PeerUnavailable(f"{place} is not alive")
+        target = place if direct else spread.next_stand_in()
         try:
-            await self._caller.call(name, request, payload, deadline_s=PUT_DEADLINE_S)
-            if self._view.check(epoch):
-                spread.stored.add(name)
-            else:
-                spread.failed[name] = StaleLayout("the layout changed during a write", version=self._view.epoch)
-        except StaleLayout as error:
-            spread.failed[name] = error
-            spread.judge()
-            if await spread.verdict:
-                await self._put_again(name, request, payload)
-        except HoldfastError as error:
-            spread.failed[name] = error
+            while target is not None:
+                try:
+                    await self._caller.call(target, request, payload, deadline_s=PUT_DEADLINE_S)
+                except (StaleLayout, Corrupt, Invalid) as refusal:
+                    error = refusal
+                    break
+                except HoldfastError as failure:
+                    if target == place or not isinstance(error, NoSpace):
+                        error = failure
+                    if isinstance(failure, NoSpace):
+                        self._full[target] = self._clock.monotonic() + FULL_S
+                    target = spread.next_stand_in()
+                    continue
+                if self._view.check(epoch):
+                    self.handoffs += target != place
+                    spread.fill(place)
+                    return
+                error = StaleLayout("the layout changed during a write", version=self._view.epoch)
+                break
+            spread.give_up(place, error)
+            if isinstance(error, StaleLayout) and target == place and await spread.verdict:
+                await self._put_again(place, request, payload)
         finally:
-            spread.open -= 1
+            spread.close()
             if spread.late and not spread.open:
                 self._late_bytes -= spread.size
                 self._less_late.set()
-        spread.judge()
 
     async def _put_again(self, name: str, request: PutChunk, payload: Buffer) -> None:
         """A replica was already under the next layout when a chunk came that the others took under the one before: without this
@@ -184,7 +189,7 @@ class ClusterChunks:
         except HoldfastError:
             return
 
-    async def _let_late_ones_catch_up(self, spread: _Spread) -> None:
+    async def _let_late_ones_catch_up(self, spread: Spread) -> None:
         if not spread.open:
             return
         spread.late = True
@@ -255,6 +260,7 @@ class ClusterChunks:
                     error = task.exception()
                     if error is None:
                         self._hedge.note(self._clock.monotonic() - started)
+                        self._tell_bad_copies(chunk, failed)
                         return task.result()
                     if not isinstance(error, HoldfastError):
                         raise error
@@ -268,6 +274,11 @@ class ClusterChunks:
                 task.cancel()
             if running:
                 await asyncio.gather(*running, return_exceptions=True)
+
+    def _tell_bad_copies(self, chunk: bytes, failed: Mapping[str, HoldfastError]) -> None:
+        bad = [name for name, error in failed.items() if isinstance(error, NotFound | Corrupt)]
+        if bad:
+            self.on_bad_copy(chunk, bad)
 
     async def _read_on(self, name: str, chunk: bytes, offset: int, length: int) -> Buffer:
         request = ReadSmall(chunk, offset, length) if length <= SMALL_READ_BYTES else ReadChunk(chunk, offset, length)
@@ -289,7 +300,7 @@ def _name_of(payload: Buffer) -> tuple[bytes, int]:
     return blake3(payload).digest(), crc32c.crc32c(payload)
 
 
-def _put_error(spread: _Spread) -> HoldfastError:
+def _put_error(spread: Spread) -> HoldfastError:
     why = ", ".join(f"{name}: {error.code}" for name, error in sorted(spread.failed.items()))
     members = ", ".join(spread.rule.members)
     if any(isinstance(error, NoSpace) for error in spread.failed.values()):

@@ -17,6 +17,8 @@ class PutChunk(Request[Done]):
     referrer: bytes
     replicas: int
     crc: int
+    repair: bool = False
+    """Not a user's write: a copy that is mended or moves home, for which a full disk has some space left."""
 
 
 @message
@@ -33,6 +35,8 @@ class ReadChunk(Request[ChunkBytes]):
     chunk: bytes
     offset: int
     length: int
+    repair: bool = False
+    """On behalf of no user."""
 
 
 @message("chunk.read-small", reply=ChunkBytes)

@@ -41,6 +41,8 @@ class ChunkReplica:
         self._me = me
         self._store = store
         self._view = view
+        self.served = 0
+        """Users' reads and writes answered here."""
         self._writing: Counter[int] = Counter()
         self._written = asyncio.Event()
 
@@ -58,6 +60,7 @@ class ChunkReplica:
         epoch = call.layout_version
         if not self._view.check(epoch):
             await self._view.agree(epoch, call.peer)
+        self.served += not request.repair
         self._writing[epoch] += 1
         try:
             await self._store.put(request.chunk, call.payload, Reference(request.referrer, request.replicas))
@@ -69,6 +72,7 @@ class ChunkReplica:
         return Done()
 
     async def read(self, request: ReadChunk, call: IncomingCall) -> tuple[ChunkBytes, Buffer]:
+        self.served += not request.repair
         data = await self._store.read(request.chunk, request.offset, request.length)
         return ChunkBytes(0 if call.peer == self._me else crc32c.crc32c(data)), data
 
@@ -76,6 +80,7 @@ class ChunkReplica:
         data = self._store.read_cached(request.chunk, request.offset, request.length)
         if data is None:
             return self.read(ReadChunk(request.chunk, request.offset, request.length), call)
+        self.served += 1
         return ChunkBytes(0 if call.peer == self._me else crc32c.crc32c(data)), data
 
     async def drop_reference(self, request: DropReference, call: IncomingCall) -> Dropped:

@@ -17,7 +17,7 @@ from cluster.chunks.hedge import HEDGE_MOST_S
 from cluster.chunks.messages import ChunkBytes, Dropped, DropReference, PutChunk, ReadChunk, ReadSmall
 from cluster.chunks.store import ChunkStore
 from cluster.doors.offload import Inline
-from cluster.errors import Corrupt, NoSpace, NotFound, PeerUnavailable, QuorumUnavailable, StaleLayout
+from cluster.errors import Corrupt, NoSpace, NotFound, PeerLost, PeerUnavailable, QuorumUnavailable, StaleLayout
 from cluster.register.quorum import QuorumRule
 from cluster.rpc.caller import Reply
 from cluster.rpc.message import Buffer, Done, Payload, Request, payload_joined
@@ -161,7 +161,7 @@ def test_one_replica_may_fail(broken: Sequence[str]) -> None:
 
 def test_two_failures_are_no_quorum_and_are_named() -> None:
     async def scenario(world: World) -> None:
-        world.peers.trouble = {"a": fails(PeerUnavailable("gone")), "b": fails(PeerUnavailable("gone"))}
+        world.peers.trouble = {name: fails(PeerUnavailable("gone")) for name in "abde"}
         with pytest.raises(QuorumUnavailable, match="a: peer-unavailable, b: peer-unavailable"):
             await world.put()
 
@@ -170,9 +170,95 @@ def test_two_failures_are_no_quorum_and_are_named() -> None:
 
 def test_a_full_quorum_is_told_as_no_space() -> None:
     async def scenario(world: World) -> None:
-        world.peers.trouble = {"a": fails(NoSpace("full")), "b": fails(NoSpace("full"))}
+        world.peers.trouble = {name: fails(NoSpace("full")) for name in "abde"}
         with pytest.raises(NoSpace):
             await world.put()
+
+    play(scenario)
+
+
+def placed(world: World, chunk: bytes) -> list[str]:
+    return [name for name in "abcde" if chunk in world.peers.held[name]]
+
+
+def test_for_a_dead_replica_another_node_stands_in() -> None:
+    async def scenario(world: World) -> None:
+        world.view.dead = {"a", "d"}
+        chunk = await world.put()
+        await asyncio.sleep(1)
+        assert placed(world, chunk) == ["b", "c", "e"]
+        assert "a" not in world.peers.asked
+        assert world.chunks.handoffs == 1
+        assert await world.read(chunk) == b"bytes"
+
+    play(scenario)
+
+
+def test_stand_ins_make_a_quorum_of_as_many_copies_and_no_more() -> None:
+    """Two of three places by stand-ins is a quorum; one stand-in for two dead replicas fills one place, not two."""
+
+    async def scenario(world: World) -> None:
+        world.peers.trouble = {"a": fails(PeerUnavailable("gone")), "b": fails(PeerUnavailable("gone"))}
+        chunk = await world.put()
+        await asyncio.sleep(1)
+        assert placed(world, chunk) == ["c", "d", "e"]
+        world.peers.trouble = {name: fails(PeerUnavailable("gone")) for name in "abce"}
+        with pytest.raises(QuorumUnavailable):
+            await world.put(b"other")
+        await asyncio.sleep(1)
+        assert placed(world, blake3(b"other").digest()) == ["d"]
+
+    play(scenario)
+
+
+def test_a_full_node_is_left_alone_for_a_while() -> None:
+    async def scenario(world: World) -> None:
+        world.peers.trouble = {"b": fails(NoSpace("full"))}
+        for payload in (b"one", b"two"):
+            chunk = await world.put(payload)
+            await asyncio.sleep(0.5)
+            assert placed(world, chunk) == ["a", "c", "d"]
+        assert world.peers.asked.count("b") == 1
+        del world.peers.trouble["b"]
+        await asyncio.sleep(module.FULL_S)
+        chunk = await world.put(b"three")
+        await asyncio.sleep(0.5)
+        assert placed(world, chunk) == ["a", "b", "c"]
+
+    play(scenario)
+
+
+def test_a_replica_that_hangs_gets_a_stand_in_behind_the_answer() -> None:
+    async def scenario(world: World) -> None:
+        async def hang() -> None:
+            await asyncio.sleep(module.PUT_DEADLINE_S)
+            raise PeerLost("no answer")
+
+        world.peers.trouble = {"b": hang}
+        began = now()
+        chunk = await world.put()
+        assert now() - began < 1
+        await asyncio.sleep(module.PUT_DEADLINE_S + 1)
+        assert placed(world, chunk) == ["a", "c", "d"]
+
+    play(scenario)
+
+
+def test_bad_copies_met_by_a_read_are_told() -> None:
+    async def scenario(world: World) -> None:
+        told: list[tuple[bytes, list[str]]] = []
+        world.chunks.on_bad_copy = lambda chunk, names: told.append((chunk, list(names)))
+        chunk = await world.put()
+        await asyncio.sleep(1)
+        assert await world.read(chunk) == b"bytes"
+        assert not told
+        world.peers.held["a"].clear()
+        world.peers.trouble = {"b": fails(Corrupt("rotten"))}
+        assert await world.read(chunk) == b"bytes"
+        assert told == [(chunk, ["a", "b"])]
+        world.peers.trouble = {"b": fails(PeerUnavailable("gone"))}
+        assert await world.read(chunk) == b"bytes"
+        assert told[1:] == [(chunk, ["a"])]
 
     play(scenario)
 
