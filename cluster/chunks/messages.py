@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.chunks.store import ChunkEntry
 from cluster.rpc.message import Done, Request, message
 
 
@@ -75,6 +76,12 @@ class ListedChunk:
     chunk: bytes
     length: int
     references: tuple[ListedReference, ...]
+
+    @staticmethod
+    def of(entry: ChunkEntry) -> ListedChunk:
+        """A store's entry, for the wire."""
+        references = tuple(ListedReference(r.referrer, r.replicas) for r in entry.references)
+        return ListedChunk(entry.chunk, entry.length, references)
 
 
 @message

@@ -21,7 +21,6 @@ from cluster.chunks.messages import (
     HoldChunks,
     ListChunks,
     ListedChunk,
-    ListedReference,
     PutChunk,
     ReadChunk,
     ReadSmall,
@@ -99,13 +98,7 @@ class ChunkReplica:
         )
         if not self._view.check(epoch):
             raise StaleLayout("the layout changed while a partition was listed", version=self._view.epoch)
-        listed = tuple(
-            ListedChunk(
-                entry.chunk, entry.length, tuple(ListedReference(r.referrer, r.replicas) for r in entry.references)
-            )
-            for entry in entries
-        )
-        return ChunkPage(listed, len(entries) == limit)
+        return ChunkPage(tuple(map(ListedChunk.of, entries)), len(entries) == limit)
 
     async def hold_chunks(self, request: HoldChunks, call: IncomingCall) -> Held:
         held = await self._store.holds([listed.chunk for listed in request.chunks])

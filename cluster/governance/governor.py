@@ -1,15 +1,16 @@
 """The governor: makes plans into layouts. Stages, applies, watches a change being filled, finishes or aborts it.
 
 Every node runs one; the *steward* (the living member of the layout with the least name) does what nobody asked for: it takes up states
-that were decided and not yet told, applies staged joiners where ``auto_layout`` is on, and finishes a change when every node of the
-next layout has copied what it is due. Two stewards at once are harmless: the agreed state changes by compare-and-set only.
+that were decided and not yet told, applies staged joiners where ``auto_layout`` is on, moves out nodes that have been dead for
+``down_out_s`` (and takes those in again when they are back), and finishes a change when every node of the next layout has copied what
+it is due. Two stewards at once are harmless: the agreed state changes by compare-and-set only.
 Owns nothing but its timers; the state is `InstalledLayout`'s.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from cluster.doors.clock import Clock
 from cluster.doors.offload import Offload
@@ -42,6 +43,7 @@ class Governor:
         self,
         me: str,
         auto_layout: bool,
+        down_out_s: float,
         caller: Caller,
         registers: Registers,
         installed: InstalledLayout,
@@ -52,6 +54,7 @@ class Governor:
     ) -> None:
         self._me = me
         self._auto_layout = auto_layout
+        self._down_out_s = down_out_s
         self._caller = caller
         self._registers = registers
         self._installed = installed
@@ -62,6 +65,9 @@ class Governor:
         self._joiners: tuple[str, ...] = ()
         self._joiners_since = 0.0
         self._caught_up = 0.0
+        self._dead_since: dict[str, float] = {}
+        self._dead_in = 0
+        """The epoch in which that was noted."""
         self.progress: dict[str, FillProgress] = {}
         """Of a change under way, by node, as the steward last heard it."""
         self.last_error = ""
@@ -207,7 +213,7 @@ class Governor:
             self._caught_up = now
         if state.next is not None:
             await self._watch(state)
-        elif self._auto_layout:
+        elif not await self._move_out(state):
             await self._take_in(state)
 
     async def _follow(self) -> None:
@@ -222,8 +228,9 @@ class Governor:
             await self._installed.refresh(newest.name)
 
     async def _take_in(self, state: LayoutState) -> None:
-        """Apply joiners once they have been there for a while."""
-        joiners = tuple(sorted(self.joiners()))
+        """Apply joiners once they have been there for a while: all of them with ``auto_layout``, else those that were moved out only
+        because they were dead."""
+        joiners = tuple(name for name in sorted(self.joiners()) if self._auto_layout or name in state.outed)
         now = self._clock.monotonic()
         if joiners != self._joiners:
             self._joiners, self._joiners_since = joiners, now
@@ -231,8 +238,37 @@ class Governor:
             return
         if now - self._joiners_since < SETTLE_S:
             self.waiting_for = f"{', '.join(joiners)} to settle before they are taken in"
-            return
-        await self.apply(state.current.version + 1)
+        elif self._auto_layout:
+            await self.apply(state.current.version + 1)
+        else:
+            back = [layout_node(self.joiners()[name]) for name in joiners]
+            await self._begin_unasked(state, [*state.current.nodes, *back])
+
+    async def _move_out(self, state: LayoutState) -> bool:
+        """Begin a layout without the nodes that have been dead for long, so that others hold what they held. Only while enough are
+        left to hold all copies, and a majority: then it is not this side that is cut off. Whether a change was begun."""
+        now = self._clock.monotonic()
+        dead = [node.name for node in state.current.nodes if not self._installed.is_alive(node.name)]
+        if state.epoch != self._dead_in:
+            self._dead_in, self._dead_since = state.epoch, {}
+        self._dead_since = {name: self._dead_since.get(name, now) for name in dead}
+        out = {name for name in dead if now - self._dead_since[name] >= self._down_out_s}
+        if not out or self._down_out_s <= 0:
+            return False
+        living = len(state.current.nodes) - len(dead)
+        if living < state.current.replication_factor or 2 * living <= len(state.current.nodes):
+            self.waiting_for = (
+                f"more living nodes: {living} are too few to take over what {', '.join(sorted(out))} held"
+            )
+            return False
+        await self._begin_unasked(state, [node for node in state.current.nodes if node.name not in out])
+        return True
+
+    async def _begin_unasked(self, state: LayoutState, nodes: Sequence[LayoutNode]) -> None:
+        agreed = await self._agreed()
+        if agreed.epoch == state.epoch:
+            layout = await self._plan(agreed, sorted(nodes, key=lambda node: node.name))
+            await self._replace(agreed, agreed.begin_unasked(layout, self._write_id()))
 
     async def _watch(self, state: LayoutState) -> None:
         """Finish the change when all nodes of the next layout have what they are due."""

@@ -46,7 +46,8 @@ class StagedChange:
 class LayoutState:
     """``founders``: the members of layout 1 and the stores they had then, which alone vote without having relearned.
     ``excluded``: names an operator has removed, which are not taken in again by themselves. ``staged``: what an operator wants the next
-    plan to change. ``write_id`` makes every value unique."""
+    plan to change. ``outed``: names that were moved out because they were dead for long, and are taken in again when they are back.
+    ``write_id`` makes every value unique."""
 
     cluster_id: bytes
     epoch: int
@@ -56,6 +57,7 @@ class LayoutState:
     founders: tuple[tuple[str, bytes], ...] = ()
     excluded: tuple[str, ...] = ()
     staged: tuple[StagedChange, ...] = ()
+    outed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.cluster_id) != CLUSTER_ID_BYTES or self.epoch < 1:
@@ -111,7 +113,19 @@ class LayoutState:
         gone = {change.name for change in self.staged if change.remove}
         kept = {node.name for node in layout.nodes}
         excluded = tuple(sorted((gone | set(self.excluded)) - kept))
-        return replace(self, epoch=self.epoch + 1, write_id=write_id, next=layout, excluded=excluded, staged=())
+        outed = tuple(name for name in self.outed if name not in kept and name not in gone)
+        return replace(
+            self, epoch=self.epoch + 1, write_id=write_id, next=layout, excluded=excluded, staged=(), outed=outed
+        )
+
+    def begin_unasked(self, layout: Layout, write_id: bytes) -> LayoutState:
+        """Start filling a layout that no operator has asked for: without nodes that have been dead for long, or with them again.
+        What is staged stays so. Raises Conflict while another change is under way."""
+        self.require_no_change()
+        kept = {node.name for node in layout.nodes}
+        gone = {node.name for node in self.current.nodes} - kept
+        outed = tuple(sorted((gone | set(self.outed)) - kept))
+        return replace(self, epoch=self.epoch + 1, write_id=write_id, next=layout, outed=outed)
 
     def finish(self, write_id: bytes) -> LayoutState:
         """Everything is copied: the next layout is the current one."""
@@ -137,6 +151,7 @@ class LayoutState:
             [list(founder) for founder in self.founders],
             list(self.excluded),
             [[change.name, change.zone, change.capacity, change.remove] for change in self.staged],
+            list(self.outed),
         ]
         return bytes(msgpack.packb(value))
 
@@ -156,6 +171,7 @@ class LayoutState:
                 founders=tuple((str(name), bytes(store)) for name, store in fields[6]),
                 excluded=tuple(str(name) for name in fields[7]),
                 staged=tuple(StagedChange(*change) for change in fields[8]),
+                outed=tuple(str(name) for name in (fields[9] if len(fields) > 9 else ())),
             )
         except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
             raise Invalid(f"not a layout state ({error})") from error

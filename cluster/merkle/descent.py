@@ -39,19 +39,25 @@ class Descent:
         self.differing = list(differing)
         self._mine = mine
         self._deepest = deepest
+        self._step = 0
         self._waiting: list[int] = []
         self._found: list[int] = []
         self.asked = 0
         """Nodes asked for so far."""
+
+    @property
+    def reached(self) -> tuple[int, list[int]]:
+        """``(bits, prefixes)``: the deepest level whose differing nodes are all known."""
+        return (self.bits - self._step, self.differing) if self._waiting else (self.bits, self.differing)
 
     def question(self) -> Question | None:
         """What to ask next; None when `differing` is the answer."""
         if not self._waiting:
             if self.bits == self._deepest or not self.differing:
                 return None
-            step = min(STEP_BITS, self._deepest - self.bits)
-            self._waiting = children(self.differing, step)
-            self.bits += step
+            self._step = min(STEP_BITS, self._deepest - self.bits)
+            self._waiting = children(self.differing, self._step)
+            self.bits += self._step
             self._found = []
         return Question(self.bits, self._waiting[:QUESTION_LIMIT])
 

@@ -26,7 +26,7 @@ from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import GetState
 from cluster.governance.state import LayoutState
 from cluster.governance.stores import Life, StoreRegistry
-from cluster.membership.member import Member, MemberInfo
+from cluster.membership.member import Member, MemberInfo, State
 from cluster.membership.service import Membership
 from cluster.peer.jobs import JobState
 from cluster.peer.settings import PeerSettings
@@ -35,10 +35,12 @@ from cluster.rebalance.tidier import Tidier
 from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import proposer_name
 from cluster.register.leader import Leader
+from cluster.register.mender import RegisterMender
 from cluster.register.registers import Registers
 from cluster.register.scatter import Scatter
 from cluster.register.service import RegisterService
-from cluster.register.store import RegisterStore
+from cluster.register.store import VOTER, RegisterStore
+from cluster.repair.repair import Repair, Scrub
 from cluster.rpc.handshake import Hello
 from cluster.rpc.node import RpcNode
 from cluster.rpc.service import Handlers
@@ -62,6 +64,7 @@ class Doors:
     rng: random.Random
     registers: RegisterStore
     chunks: ChunkStore
+    scrub: Scrub | None = None
 
 
 class PeerCore:
@@ -147,10 +150,39 @@ class PeerCore:
         self.governor = Governor(
             me,
             settings.auto_layout,
+            settings.repair.down_out_s,
             self.rpc,
             self.registers,
             self.installed,
             self.membership.members,
+            clock,
+            rng,
+            doors.offload,
+        )
+        self.volumes = VolumeService(
+            self.registers,
+            self.chunks,
+            clock,
+            rng,
+            node_count=self._node_count,
+            default_replicas=lambda: self.installed.require().current.replication_factor,
+            settings=settings.volumes,
+            references=doors.chunks,
+        )
+        replica = ChunkReplica(me, doors.chunks, self.installed)
+        self.repair = Repair(
+            me,
+            settings.repair,
+            self.rpc,
+            self.installed,
+            doors.registers,
+            doors.chunks,
+            self.chunks,
+            replica,
+            RegisterMender(me, self.acceptor, self.registers, self.scatter, self.installed),
+            self.volumes.judge,
+            doors.scrub,
+            lambda partition: self.acceptor.state(partition).standing == VOTER,
             clock,
             rng,
             doors.offload,
@@ -167,19 +199,16 @@ class PeerCore:
             clock,
             rng,
             doors.offload,
+            self.repair.budget,
         )
-        self.tidier = Tidier(me, self.rpc, doors.registers, doors.chunks, self.installed, clock)
-        self.volumes = VolumeService(
-            self.registers,
-            self.chunks,
-            clock,
-            rng,
-            node_count=self._node_count,
-            default_replicas=lambda: self.installed.require().current.replication_factor,
-        )
+        self.tidier = Tidier(me, self.rpc, doors.chunks, self.installed, self.volumes.judge, self.repair.budget, clock)
+        self.repair.refilling = lambda: self.copier.queue_length
+        for finder in (self.repair.anti_entropy, self.tidier):
+            finder.on_unshared = self.volumes.sweeper.suspect
+        self.membership.on_change(self._follow_member)
         RegisterService(self.acceptor, self.leader, self.installed).register(handlers)
-        ChunkReplica(me, doors.chunks, self.installed).register(handlers)
-        for part in (self.installed, self.attestation, self.bootstrap, self.copier):
+        replica.register(handlers)
+        for part in (self.installed, self.attestation, self.bootstrap, self.copier, self.repair):
             part.register(handlers)
         self.installed.on_install(self._follow_layout)
 
@@ -190,6 +219,7 @@ class PeerCore:
         await self.installed.open()
         await self.bootstrap.open()
         await self.copier.open()
+        await self.repair.open()
 
     async def run(self) -> None:
         """Listen, join, serve, until cancelled. Raises OSError when the peer port can't be bound, Unauthorized or WrongCluster
@@ -205,6 +235,7 @@ class PeerCore:
                     self.attestation,
                     self.bootstrap,
                     self.governor,
+                    self.repair,
                     self.copier,
                     self.tidier,
                     self.volumes,
@@ -225,6 +256,14 @@ class PeerCore:
         yield JobState("attestation", len(unconfirmed), "", waiting)
         yield JobState("governor", 0, self.governor.last_error, self.governor.waiting_for)
         yield JobState("copier", self.copier.queue_length, self.copier.last_error, "")
+        comparing, mender, keys = self.repair.anti_entropy, self.repair.mender, self.repair.keys
+        yield JobState("anti-entropy", comparing.queue_length, comparing.last_error, comparing.waiting_for)
+        yield JobState("mender", mender.queue_length, mender.last_error, mender.waiting_for)
+        yield JobState(
+            "register-mender", keys.queue_length, keys.last_error, "" if keys.queue_length else "something to mend"
+        )
+        nudges = self.repair.nudger.queue_length
+        yield JobState("read-repair", nudges, "", "" if nudges else "a read that meets a bad copy")
         for job in self.volumes.jobs():
             yield JobState(job.name, job.queue_length, job.last_error or "", job.waiting_for or "")
         yield JobState("tidier", self.tidier.queue_length, self.tidier.last_error, self.tidier.waiting_for)
@@ -255,6 +294,15 @@ class PeerCore:
                 raise
             except HoldfastError:
                 continue
+
+    def _follow_member(self, before: Member | None, now: Member) -> None:
+        """A node is back: what could not be told to it can be now."""
+        if (
+            now.state is State.ALIVE
+            and now.name != self.settings.name
+            and (before is None or before.state is not State.ALIVE)
+        ):
+            self.volumes.reclaimer.retry_now()
 
     def _follow_layout(self, state: LayoutState) -> None:
         """A layout was installed: tell the wire and the others, and know where its nodes are."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.membership.settings import MembershipSettings
+from cluster.repair.settings import RepairSettings
+from cluster.volumes.service import VolumeSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +31,5 @@ class PeerSettings:
     auto_layout: bool = False
     release: str = ""
     membership: MembershipSettings = field(default_factory=MembershipSettings)
+    repair: RepairSettings = field(default_factory=RepairSettings)
+    volumes: VolumeSettings = field(default_factory=VolumeSettings)

@@ -16,14 +16,11 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 
-import crc32c
-from blake3 import blake3
-
-from cluster.chunks.messages import ListChunks, ListedChunk, ReadChunk
+from cluster.chunks.messages import ListChunks, ListedChunk
 from cluster.chunks.store import ChunkStore, Reference
 from cluster.doors.clock import Clock
 from cluster.doors.offload import Offload
-from cluster.errors import Corrupt, HoldfastError, NotReady, QuorumUnavailable, StaleLayout
+from cluster.errors import HoldfastError, NotReady, QuorumUnavailable, StaleLayout
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import FillProgress, GetFill
 from cluster.governance.state import LayoutState
@@ -36,8 +33,9 @@ from cluster.register.quorum import majority
 from cluster.register.registers import Registers
 from cluster.register.store import FRESH, LEARNER, VOTER, MetaWrite, Page, PartitionRecord, RegisterStore
 from cluster.register.view import META_PARTITION
+from cluster.repair.budget import RepairBudget
+from cluster.repair.chunk_mender import fetch_chunk
 from cluster.rpc.caller import Caller
-from cluster.rpc.message import Buffer
 from cluster.rpc.service import Handlers, IncomingCall
 
 CALL_DEADLINE_S = 10.0
@@ -78,6 +76,7 @@ class Copier:
         clock: Clock,
         rng: random.Random,
         offload: Offload,
+        budget: RepairBudget,
     ) -> None:
         self._me = me
         self._caller = caller
@@ -90,6 +89,7 @@ class Copier:
         self._clock = clock
         self._rng = rng
         self._offload = offload
+        self._budget = budget
         self._changed = asyncio.Event()
         self._epoch = 0
         self._due: set[int] = set()
@@ -338,31 +338,21 @@ class Copier:
             try:
                 references = [Reference(r.referrer, r.replicas) for r in listed.references]
                 if not here and references:
-                    payload = await self._fetch(name, listed)
-                    await self._chunks.put(listed.chunk, payload, references.pop())
+                    async with self._budget.turn(listed.length):
+                        payload = await fetch_chunk(self._caller, self._offload, name, listed.chunk, listed.length)
+                        await self._chunks.put(listed.chunk, payload, references.pop())
+                    self._budget.note(listed.length)
                     self.chunks_copied += 1
-                    self.bytes_copied += len(payload)
+                    self.bytes_copied += listed.length
                 for reference in references:
                     await self._chunks.add_reference(listed.chunk, reference)
             except HoldfastError as error:
                 failures.append(error)
 
-    async def _fetch(self, name: str, listed: ListedChunk) -> bytes:
-        request = ReadChunk(listed.chunk, 0, listed.length)
-        reply = await self._caller.call(name, request, deadline_s=CALL_DEADLINE_S)
-        payload = reply.payload
-        if crc32c.crc32c(payload) != reply.message.crc or await self._offload.run(_digest, payload) != listed.chunk:
-            raise Corrupt(f"{name} sent other bytes than those of chunk {listed.chunk.hex()[:16]}")
-        return bytes(payload)
-
     def _answer(self, request: GetFill, call: IncomingCall) -> FillProgress:
         if self._installed.state is None:
             raise NotReady("this node has no layout yet")
         return self.progress()
-
-
-def _digest(payload: Buffer) -> bytes:
-    return blake3(payload).digest()
 
 
 def _sources_needed(group: Sequence[str], me: str) -> int:

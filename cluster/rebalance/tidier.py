@@ -1,33 +1,45 @@
-"""The tidier: after a layout change, a node gives up the chunks that are no longer its own.
+"""The tidier: a node gives up the chunks that belong elsewhere, once those who should hold them do.
 
-It never deletes on faith: a chunk goes only when every node that should hold it now has confirmed that it does, with its references;
-what one lacks is sent to it first. So a node that was away during the change, and comes back with the only copy of something,
-hands it over instead of dropping it. Registers need no tidying: a replica that leaves a partition forgets them at once.
+Two things bring chunks to a node where they don't belong: a layout change that moved their partition away, and writes for a replica
+that was absent (handoffs, `cluster.chunks.spread`). Both look the same, and need no mark: the trees say in which partitions there
+are chunks in so many copies, and the layout says whether this node is one of their holders.
+
+It never deletes on faith: a reference goes only when every node that should hold it has confirmed that it does; what one lacks is
+sent to it first. So a node that was away during a change, and comes back with the only copy of something, hands it over instead of
+dropping it. What no live root names is not handed over, so that nothing deleted comes back: a reference of a retired root goes when
+all holders have it too, or when its root has been reclaimed; one that no root ever named is a write in progress, or waste, and left
+to the sweep. Registers need no tidying: a replica that leaves a partition forgets them at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import crc32c
 
 from cluster.chunks.messages import HoldChunks, ListedChunk, ListedReference, PutChunk
-from cluster.chunks.store import ChunkEntry, ChunkStore
+from cluster.chunks.store import ChunkEntry, ChunkStore, Reference
 from cluster.doors.clock import Clock
 from cluster.errors import HoldfastError, NotFound, StaleLayout
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.state import LayoutState
-from cluster.register.store import MetaWrite, RegisterStore
+from cluster.repair.budget import RepairBudget
+from cluster.repair.judge import Judge, Verdict
+from cluster.repair.messages import Describe
 from cluster.rpc.caller import Caller
 
 START_DELAY_S = 10.0
 """After a layout is in force: reads that began under the one before find their chunks where they were."""
 
-RETRY_S = 10.0
-"""After some chunk could not be given up."""
+LOOK_S = 3.0
+"""Between looks at whether there is anything foreign."""
 
-PAGE = 200
+RETRY_S = 10.0
+"""After something could not be given up."""
+
+PAGE = 64
 """Chunks looked at between two pauses."""
 
 PAUSE_S = 0.01
@@ -35,34 +47,48 @@ PAUSE_S = 0.01
 
 CALL_DEADLINE_S = 10.0
 
-TIDIED_META = "tidied"
-"""The epoch for which everything was tidied."""
+RETIRED_LIMIT = 50_000
+"""References remembered as named by a retired root."""
+
+Pairs = Sequence[tuple[bytes, bytes]]
 
 
-class _Moved(NamedTuple):
+@dataclass(slots=True)
+class _Foreign:
+    """A chunk that belongs elsewhere: what is to be handed over, and what may go when the holders have it."""
+
     entry: ChunkEntry
     holders: tuple[str, ...]
+    live: list[Reference] = field(default_factory=list)
+    retired: list[Reference] = field(default_factory=list)
 
 
 class Tidier:
+    """See the module. ``on_unshared``: told references that no root names."""
+
     def __init__(
         self,
         me: str,
         caller: Caller,
-        store: RegisterStore,
         chunks: ChunkStore,
         installed: InstalledLayout,
+        judge: Judge,
+        budget: RepairBudget,
         clock: Clock,
     ) -> None:
         self._me = me
         self._caller = caller
-        self._store = store
         self._chunks = chunks
         self._installed = installed
+        self._judge = judge
+        self._budget = budget
         self._clock = clock
         self._changed = asyncio.Event()
+        self._retired: dict[tuple[bytes, bytes], None] = {}
+        """References seen to be named by a retired root only: once no root names them, they are dead for ever."""
+        self.on_unshared: Callable[[Pairs], None] = lambda references: None
         self.queue_length = 0
-        """Partitions still to be looked at."""
+        """Partitions with foreign chunks."""
         self.given_up = 0
         """Chunks handed over and dropped."""
         self.last_error = ""
@@ -78,27 +104,29 @@ class Tidier:
                 self.waiting_for = "a layout in force" if state is None else "the layout change to finish"
                 await self._changed.wait()
                 continue
-            tidied = await self._store.meta(TIDIED_META)
-            if state.epoch == 1 or tidied == str(state.epoch).encode():
-                self.waiting_for = ""
-                await self._changed.wait()
+            partitions = self._foreign_partitions(state)
+            self.queue_length = len(partitions)
+            if not partitions:
+                self.waiting_for, self.last_error = "", ""
+                await self._unchanged_for(LOOK_S)
                 continue
-            if rested != state.epoch:
+            if rested != state.epoch and state.epoch > 1:
                 self.waiting_for = "readers of the earlier layout"
                 if not await self._unchanged_for(START_DELAY_S):
                     continue
-                rested = state.epoch
+            rested = state.epoch
+            await self._budget.wait_running()
             self.waiting_for = ""
+            clean = False
             try:
-                if await self._tidy(state):
-                    await asyncio.shield(self._store.commit([MetaWrite(TIDIED_META, str(state.epoch).encode())]))
-                    self.last_error = ""
-                    continue
+                clean = await self._tidy(state, partitions)
             except StaleLayout:
                 continue
             except HoldfastError as error:
                 self.last_error = error.message
-            await self._unchanged_for(RETRY_S)
+            if clean:
+                self.last_error = ""
+            await self._unchanged_for(LOOK_S if clean else RETRY_S)
 
     async def _unchanged_for(self, seconds: float) -> bool:
         """Wait so long; False as soon as the layout state is another one, whose own delay begins then."""
@@ -109,75 +137,121 @@ class Tidier:
             return True
         return False
 
-    async def _tidy(self, state: LayoutState) -> bool:
-        """Look at every chunk held here; whether nothing foreign is left."""
+    def _foreign_partitions(self, state: LayoutState) -> list[int]:
+        """Where this node has chunks in more copies than its place in the preference list asks for."""
+        layout = state.current
+        return sorted(
+            {
+                partition
+                for copies, tree in self._chunks.trees().items()
+                for partition in range(layout.partitions)
+                if self._me not in layout.placement(partition, copies) and tree.count(layout.partition_bits, partition)
+            }
+        )
+
+    async def _tidy(self, state: LayoutState, partitions: Sequence[int]) -> bool:
+        """Look at every chunk held in these partitions; whether nothing foreign is left."""
         clean = True
         bits = state.current.partition_bits
-        self.queue_length = state.current.partitions
-        for partition in range(state.current.partitions):
+        for partition in partitions:
             after: bytes | None = None
             while True:
                 if not self._installed.check(state.epoch):
                     raise StaleLayout("the layout changed while chunks were tidied", version=self._installed.epoch)
                 entries = await self._chunks.list_partition(partition, bits, after, PAGE)
-                moved = [m for m in (self._moved(entry, partition, state) for entry in entries) if m is not None]
-                if moved:
-                    clean &= await self._give_up(moved)
+                foreign = [f for f in (self._foreign(entry, partition, state) for entry in entries) if f is not None]
+                if foreign:
+                    clean &= await self._give_up(foreign)
                 if len(entries) < PAGE:
                     break
                 after = entries[-1].chunk
                 await self._clock.sleep(PAUSE_S)
             self.queue_length -= 1
-            if partition % 64 == 0:
-                await self._clock.sleep(PAUSE_S)
         return clean
 
-    def _moved(self, entry: ChunkEntry, partition: int, state: LayoutState) -> _Moved | None:
+    def _foreign(self, entry: ChunkEntry, partition: int, state: LayoutState) -> _Foreign | None:
         """Where a chunk belongs, when it isn't here. One without references is left to the store's own grace."""
         copies = max((reference.replicas for reference in entry.references), default=0)
         holders = state.current.placement(partition, copies) if copies else (self._me,)
-        return None if self._me in holders else _Moved(entry, holders)
+        return None if self._me in holders else _Foreign(entry, holders)
 
-    async def _give_up(self, moved: list[_Moved]) -> bool:
-        """Make sure that the holders have these chunks, then drop them here. Whether all could be dropped."""
-        confirmed = dict.fromkeys((m.entry.chunk for m in moved), 0)
-        for name in {name for m in moved for name in m.holders}:
-            theirs = [m.entry for m in moved if name in m.holders]
-            try:
-                for chunk in await self._hand_over(name, theirs):
-                    confirmed[chunk] += 1
-            except HoldfastError as error:
-                self.last_error = error.message
-        clean = True
-        for entry, holders in moved:
-            if confirmed[entry.chunk] < len(holders):
-                clean = False
-                continue
-            for reference in entry.references:
-                await self._chunks.drop_reference(entry.chunk, reference.referrer)
+    async def _give_up(self, foreign: list[_Foreign]) -> bool:
+        """Make sure that the holders have what is needed of these chunks, then drop it here. Whether all of it could be dropped."""
+        away = sorted({name for f in foreign for name in f.holders if not self._installed.is_alive(name)})
+        if away:
+            self.waiting_for = f"{', '.join(away)} to be back for copies kept here meanwhile"
+        at_home = [f for f in foreign if not set(away) & set(f.holders)]
+        clean = len(at_home) == len(foreign) and await self._sort(at_home)
+        if not at_home:
+            return False
+        names = sorted({name for f in at_home for name in f.holders})
+        held = {name: await self._hand_over(name, [f for f in at_home if name in f.holders]) for name in names}
+        for f in at_home:
+            everywhere = [held[name].get(f.entry.chunk, frozenset()) for name in f.holders]
+            for reference in (*f.live, *f.retired):
+                if all(reference.referrer in referrers for referrers in everywhere):
+                    await self._chunks.drop_reference(f.entry.chunk, reference.referrer)
+                else:
+                    clean = False
             self.given_up += 1
         return clean
 
-    async def _hand_over(self, name: str, entries: list[ChunkEntry]) -> list[bytes]:
-        """Have ``name`` hold these chunks; those it confirmed."""
-        listed = tuple(_listed(entry) for entry in entries)
-        reply = await self._caller.call(name, HoldChunks(listed), deadline_s=CALL_DEADLINE_S)
-        sent: list[bytes] = []
-        for entry, held in zip(entries, reply.message.held, strict=True):
-            if not held:
-                try:
-                    payload = await self._chunks.read(entry.chunk)
-                except NotFound:
-                    continue
-                crc = crc32c.crc32c(payload)
-                for reference in entry.references:
-                    request = PutChunk(entry.chunk, reference.referrer, reference.replicas, crc)
-                    await self._caller.call(name, request, payload, deadline_s=CALL_DEADLINE_S)
-            sent.append(entry.chunk)
-        return sent
+    async def _sort(self, foreign: Sequence[_Foreign]) -> bool:
+        """Fill in which references are needed; drop those that are known to be dead. False when some are left as they are."""
+        pairs = [(f.entry.chunk, r.referrer) for f in foreign for r in f.entry.references]
+        verdicts = dict(zip(pairs, await self._judge.judge(pairs), strict=True))
+        unnamed: list[tuple[bytes, bytes]] = []
+        for f in foreign:
+            for reference in f.entry.references:
+                pair = (f.entry.chunk, reference.referrer)
+                if verdicts[pair] is Verdict.LIVE:
+                    f.live.append(reference)
+                elif verdicts[pair] is Verdict.RETIRED:
+                    f.retired.append(reference)
+                    if len(self._retired) < RETIRED_LIMIT:
+                        self._retired[pair] = None
+                elif pair in self._retired:
+                    del self._retired[pair]
+                    await self._chunks.drop_reference(*pair)
+                else:
+                    unnamed.append(pair)
+        if unnamed:
+            self.on_unshared(unnamed)
+        return not unnamed
 
+    async def _hand_over(self, name: str, foreign: Sequence[_Foreign]) -> Mapping[bytes, frozenset[bytes]]:
+        """Have ``name`` hold the live references of these chunks; which references it holds of each then."""
+        question = Describe(tuple(f.entry.chunk for f in foreign))
+        reply = await self._caller.call(name, question, deadline_s=CALL_DEADLINE_S)
+        held: dict[bytes, frozenset[bytes]] = {}
+        for f, there in zip(foreign, reply.message.chunks, strict=True):
+            known = frozenset[bytes]() if there is None else frozenset(r.referrer for r in there.references)
+            lacking = [reference for reference in f.live if reference.referrer not in known]
+            if lacking:
+                done = await (
+                    self._send(name, f.entry, lacking) if there is None else self._add(name, f.entry, lacking)
+                )
+                known |= {reference.referrer for reference in lacking} if done else frozenset()
+            held[f.entry.chunk] = known
+        return held
 
-def _listed(entry: ChunkEntry) -> ListedChunk:
-    return ListedChunk(
-        entry.chunk, entry.length, tuple(ListedReference(r.referrer, r.replicas) for r in entry.references)
-    )
+    async def _send(self, name: str, entry: ChunkEntry, references: Sequence[Reference]) -> bool:
+        """The bytes, with these references."""
+        async with self._budget.turn(entry.length):
+            try:
+                payload = await self._chunks.read(entry.chunk)
+            except NotFound:
+                return False
+            crc = crc32c.crc32c(payload)
+            for reference in references:
+                request = PutChunk(entry.chunk, reference.referrer, reference.replicas, crc, repair=True)
+                await self._caller.call(name, request, payload, deadline_s=CALL_DEADLINE_S)
+        return True
+
+    async def _add(self, name: str, entry: ChunkEntry, references: Sequence[Reference]) -> bool:
+        """References to a chunk that is there; False when it has gone meanwhile."""
+        listed = ListedChunk(
+            entry.chunk, entry.length, tuple(ListedReference(r.referrer, r.replicas) for r in references)
+        )
+        reply = await self._caller.call(name, HoldChunks((listed,)), deadline_s=CALL_DEADLINE_S)
+        return reply.message.held[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.chunks.messages import ListedChunk
+from cluster.register.key import RegisterKey
 from cluster.rpc.message import Done, Request, message
 
 CHUNK_TREE = "chunks"
@@ -108,6 +109,27 @@ class Nudge(Request[Done]):
     mends itself."""
 
     chunks: tuple[bytes, ...]
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class NudgedKey:
+    table: str
+    partition_key: bytes
+    sort_key: bytes
+
+    @property
+    def key(self) -> RegisterKey:
+        return RegisterKey(self.table, self.partition_key, self.sort_key)
+
+
+@message("repair.nudge-keys", reply=Done)
+@dataclass(frozen=True, slots=True)
+class NudgeKeys(Request[Done]):
+    """The receiver's copies of these registers of a partition seem to be behind the sender's: it looks, and mends itself."""
+
+    partition: int
+    keys: tuple[NudgedKey, ...]
 
 
 @message
