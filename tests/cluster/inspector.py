@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from cluster.governance.messages import GetState
 from cluster.governance.state import LayoutState
 from cluster.layout.layout import Layout
 from cluster.layout.ring import chunk_partition, partition_of
+from cluster.register.view import META_PARTITION
+from cluster.repair.comparison import unpack_sums
+from cluster.repair.messages import CHUNK_TREE, REGISTER_TREE, GetNodeSums
 from cluster.rpc.handshake import Hello
 from cluster.rpc.node import RpcNode
 from cluster.rpc.service import Handlers
@@ -103,6 +107,33 @@ class Inspector:
                             holders[listed.chunk].add(name)
                     more, after = page.more, page.chunks[-1].chunk if page.chunks else b""
         return Holdings(state.current, copies, dict(holders))
+
+    async def differences(self, *names: str) -> list[str]:
+        """Where the Merkle roots of the named nodes, all members of the layout, are not those of equal replicas; in words."""
+        state = await self.state(names[0])
+        self._epoch = state.epoch
+        layout = state.current
+        partitions = list(range(layout.partitions))
+        words: list[str] = []
+        for copies in range(1, len(layout.nodes) + 1):
+            roots = {n: await self._sums(n, CHUNK_TREE, copies, layout.partition_bits, partitions) for n in names}
+            for partition in partitions:
+                due = layout.placement(partition, copies)
+                held = {roots[name][partition] for name in due if name in names}
+                foreign = [name for name in names if name not in due and roots[name][partition]]
+                if len(held) > 1 or foreign:
+                    words.append(f"chunks in {copies} copies of partition {partition}: {held}, on others: {foreign}")
+        for partition in [META_PARTITION, *partitions]:
+            members = names if partition == META_PARTITION else layout.replicas(partition)
+            sums = {n: await self._sums(n, REGISTER_TREE, partition, 0, [0]) for n in members if n in names}
+            if len({values[0] if values else 0 for values in sums.values()}) > 1:
+                words.append(f"registers of partition {partition}: {sums}")
+        return words
+
+    async def _sums(self, name: str, tree: str, key: int, bits: int, prefixes: list[int]) -> tuple[int, ...]:
+        payload = struct.pack(f">{len(prefixes)}I", *prefixes)
+        reply = await self._rpc.call(name, GetNodeSums(tree, key, bits), payload, deadline_s=CALL_DEADLINE_S)
+        return unpack_sums(reply.payload)
 
     async def all_in_place(self, *names: str, deadline_s: float) -> Holdings:
         """Wait until each chunk that is referenced is on just the nodes that should have it.

@@ -10,8 +10,12 @@ from typing import Any
 
 from cluster.doors.offload import Inline
 from cluster.governance.stores import RUN_BYTES, Life, new_store_id
+from cluster.layout.ring import chunk_partition
 from cluster.peer.core import Doors, NewLifeError, PeerCore
 from cluster.peer.settings import PeerSettings
+from cluster.repair.settings import RepairSettings
+from cluster.volumes.service import VolumeSettings
+from cluster.register.view import META_PARTITION
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
 from tests.support.simulated.memory_store import DiskContent, MemoryRegisterStore
 from tests.support.simulated.network import SimulatedNetwork
@@ -79,6 +83,8 @@ class Machine:
                 bootstrap_expect=self._expect,
                 partition_bits=PARTITION_BITS,
                 auto_layout=self._cluster.auto_layout,
+                repair=self._cluster.repair,
+                volumes=self._cluster.volumes,
             )
             self.core = PeerCore(settings, doors, life)
             await self.core.open()
@@ -116,9 +122,22 @@ class Machine:
 
 
 class WholeCluster:
-    def __init__(self, seed: int, size: int, *, auto_layout: bool = True) -> None:
+    """``down_out_s`` 0: no node is ever moved out."""
+
+    def __init__(
+        self,
+        seed: int,
+        size: int,
+        *,
+        auto_layout: bool = True,
+        down_out_s: float = 0.0,
+        interval_s: float = 10.0,
+        sweep_age_s: float = 60.0,
+    ) -> None:
         self.seed = seed
         self.auto_layout = auto_layout
+        self.repair = RepairSettings(interval_s=interval_s, persist_s=1.0, retry_s=1.0, down_out_s=down_out_s)
+        self.volumes = VolumeSettings(sweep_age_s=sweep_age_s, sweep_period_s=120.0)
         self.network = SimulatedNetwork(random.Random(seed))
         self.machines: dict[str, Machine] = {}
         for index in range(size):
@@ -163,6 +182,34 @@ class WholeCluster:
             and all(core.installed.state is not None and core.installed.state.next is None for core in cores)
             and all(core.copier.queue_length == 0 and not core.attestation.unconfirmed for core in cores)
         )
+
+
+    def converged(self) -> bool:
+        """Settled, and every replica holds the same: chunks and references just where they belong, registers at equal versions."""
+        if not self.settled():
+            return False
+        living = {name: m for name, m in self.machines.items() if m.core is not None}
+        layout = next(iter(living.values())).running.installed.require().current
+        holders = {name: m for name, m in living.items() if layout.node(name) is not None}
+        for partition in range(layout.partitions):
+            held = [holders[name].registers.registers.get(partition, {}) for name in layout.replicas(partition) if name in holders]
+            if any(registers != held[0] for registers in held[1:]):
+                return False
+        members = [m.registers.registers.get(META_PARTITION, {}) for m in holders.values()]
+        if any(registers != members[0] for registers in members[1:]):
+            return False
+        where: dict[bytes, dict[str, dict[bytes, int]]] = {}
+        for name, machine in holders.items():
+            for chunk, (_, references) in machine.chunks.items():
+                if references:
+                    where.setdefault(chunk, {})[name] = references
+        for chunk, by_node in where.items():
+            copies = max(replicas for references in by_node.values() for replicas in references.values())
+            due = layout.placement(chunk_partition(chunk, layout.partition_bits), copies)
+            first = next(iter(by_node.values()))
+            if set(by_node) != {name for name in due if name in holders} or any(r != first for r in by_node.values()):
+                return False
+        return True
 
 
 async def body(data: bytes, piece: int = 10_000) -> AsyncIterator[bytes]:

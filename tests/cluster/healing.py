@@ -1,0 +1,65 @@
+"""Waiting until a cluster of daemons is whole again, and looking at whether replicas are really equal."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tests.cluster.gateway import Gateway
+from tests.cluster.harness import ClusterProcess, eventually
+from tests.cluster.inspector import Inspector
+
+QUICK_REPAIR = {
+    "HOLDFAST_REPAIR_INTERVAL_S": "3",
+    "HOLDFAST_REPAIR_PERSIST_S": "0.5",
+    "HOLDFAST_CHUNK_GRACE_S": "1",
+    "HOLDFAST_RETIRED_GRACE_S": "2",
+    "HOLDFAST_TOMBSTONE_GRACE_S": "2",
+    "HOLDFAST_SWEEP_AGE_S": "20",
+    "HOLDFAST_SWEEP_PERIOD_S": "30",
+}
+"""Settings under which what takes minutes or hours in earnest takes seconds."""
+
+
+async def wait_whole(cluster: ClusterProcess, deadline_s: float = 90.0) -> dict[str, Any]:
+    """Wait until every node says that the cluster is healthy and nothing is missing, diverged or kept elsewhere; the last answer."""
+
+    async def by(name: str) -> dict[str, Any]:
+        last: dict[str, Any] = {}
+
+        async def whole() -> bool:
+            nonlocal last
+            async with Gateway(cluster[name].url) as gateway:
+                answer = await gateway.ask("GET", "/v1/repair")
+                if answer.status != 200:
+                    return False
+                last = answer.json()
+                health = (await gateway.document("/v1/cluster"))["health"]
+            amounts = ("copies_missing", "keys_diverged", "chunks_diverged", "handoffs")
+            return health == "healthy" and not any(last[amount] for amount in amounts)
+
+        try:
+            await eventually(whole, f"the cluster is whole, says {name}", deadline_s)
+        except BaseException:
+            print(name, last)
+            raise
+        return last
+
+    return (await asyncio.gather(*(by(name) for name in cluster.names)))[0]
+
+
+async def wait_equal(cluster: ClusterProcess, deadline_s: float = 90.0) -> None:
+    """Wait until the Merkle roots of all replicas agree, in all partitions, and nobody holds what belongs elsewhere."""
+    async with Inspector(cluster) as inspector:
+        last: list[str] = []
+
+        async def equal() -> bool:
+            nonlocal last
+            last = await inspector.differences(*cluster.names)
+            return not last
+
+        try:
+            await eventually(equal, "all replicas have equal roots", deadline_s)
+        except BaseException:
+            print(f"{len(last)} differences:", *last[:20], sep="\n")
+            raise
