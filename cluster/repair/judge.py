@@ -1,0 +1,26 @@
+"""Whether a reference is still needed: the question that repair asks, answered by those who know the roots.
+
+Repair mends what replicas lack, but must not bring back what is being given back; it knows references only as bytes. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+
+class Verdict(Enum):
+    """What the roots say about a reference, as of some moment after the question was asked."""
+
+    LIVE = "live"
+    """The live root of a volume names it."""
+    RETIRED = "retired"
+    """Only roots that wait to be reclaimed name it: somebody may still be reading, nobody will write with it again."""
+    UNNAMED = "unnamed"
+    """No root names it: waste, or a part of a write in progress."""
+
+
+class Judge(Protocol):
+    async def judge(self, references: Sequence[tuple[bytes, bytes]]) -> list[Verdict]:
+        """Verdicts on ``(chunk, referrer)``, in order. Raises QuorumUnavailable or Corrupt when one can't be known now."""
