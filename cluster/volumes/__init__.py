@@ -7,6 +7,7 @@ Read in this order:
 * `extent`, `page`, `page_store`, `volume_map`, `map_builder`, `map_splice`, `map_difference`: the map from addresses to chunks
   (docs/formats/volume-map.md);
 * `head`, `read_coalescer`, `head_store`: the register that names the newest root; `listing`: all of them in order;
-* `byte_budget`, `writer`, `writing`: a body on its way in; `content`: a version on its way out; `first_error`;
-* `reclaim`: giving back what no root needs; `service`: everything put together.
+* `fence`: how a write in progress is shut out; `root_search`, `judge`: whether a reference is needed;
+* `byte_budget`, `writer`, `writing`: a body on its way in; `content`: a version on its way out; `pieces`; `first_error`;
+* `reclaim`: giving back what no root needs; `sweep`: finding what nobody remembers; `service`: everything put together.
 """

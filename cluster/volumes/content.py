@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator
 
 from cluster.errors import Invalid
 from cluster.volumes.byte_budget import ByteBudget
-from cluster.volumes.extent import offset_of
+from cluster.volumes.extent import Extent, offset_of
 from cluster.volumes.names import MAX_CHUNK_BYTES
 from cluster.volumes.page import Interior, Leaf, Node
 from cluster.volumes.page_store import PageStore
@@ -124,10 +124,14 @@ class OpenVolume:
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def extents(self, start: int, stop: int) -> AsyncGenerator[Extent, None]:
+        """What of [start, stop) lies in chunks, ascending. Raises NotFound, Corrupt, QuorumUnavailable."""
+        return extents_between(self._root, 0, self._span, start, stop, self._pages)
+
     async def _pieces(self, start: int, stop: int) -> AsyncGenerator[Piece, None]:
         """What [start, stop) is made of, holes included, each part at most READ_PIECE_BYTES."""
         at = start
-        async for extent in extents_between(self._root, 0, self._span, start, stop, self._pages):
+        async for extent in self.extents(start, stop):
             for hole in range(at, extent.offset, READ_PIECE_BYTES):
                 yield Piece(min(READ_PIECE_BYTES, extent.offset - hole), None, 0)
             for skip in range(0, extent.length, READ_PIECE_BYTES):

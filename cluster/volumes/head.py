@@ -1,8 +1,9 @@
 """A volume's head: the value of its register (docs/formats/volume-map.md). Frozen values and their codec. Pure.
 
 A head names the newest root, and keeps the roots before it until what only they need has been given back (`retired`). A deleted volume's
-head stays, hidden, as long as it has retired roots. Every value written carries a random ``stamp`` of its own, so that no two values of a
-register are ever equal and a compare-and-set may be repeated.
+head stays, hidden, as long as it has retired roots. A *claim* is a hidden head without any content: a write to a name that has no
+volume puts it there before its first chunk, so that the names of all writes in progress are known (`fence`). Every value written carries
+a random ``stamp`` of its own, so that no two values of a register are ever equal and a compare-and-set may be repeated.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ VOLUME_SHARDS = 32
 """Register partitions that heads are spread over. A volume's shard is BLAKE3(name) mod 32; a listing merges all of them."""
 
 STAMP_BYTES = 8
+
+CLAIM_GENERATION = 0
+"""Of a head that never had content; a volume's first generation is 1."""
 
 
 def shard_of(name: str) -> int:
@@ -54,7 +58,8 @@ class RetiredRoot:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """``write``: the write id of the newest change of content, size or existence."""
+    """``write``: the write id of the newest change of content, size or existence. ``fenced``: the newest writes that were shut out, oldest
+    first; ``fences``: how many were, ever (see `fence`)."""
 
     stamp: bytes
     write: bytes
@@ -70,6 +75,13 @@ class Head:
     created_at: float
     modified_at: float
     retired: tuple[RetiredRoot, ...] = ()
+    fenced: tuple[bytes, ...] = ()
+    fences: int = 0
+
+    @property
+    def is_claim(self) -> bool:
+        """Whether it only holds the place of a volume that a write is about to create."""
+        return not self.live and self.generation == CLAIM_GENERATION
 
     def volume(self) -> Volume:
         assert self.live
@@ -126,6 +138,8 @@ def encode_head(head: Head) -> bytes:
                 [e.write, e.id, root_to_wire(e.root), e.size, e.chunk_size, e.replicas, e.retired_at]
                 for e in head.retired
             ],
+            head.fenced,
+            head.fences,
         ]
     )
     return packed
@@ -153,6 +167,8 @@ def decode_head(value: bytes) -> Head:
             items[12],
             items[13],
             tuple(RetiredRoot(e[0], e[1], root_from_wire(e[2]), *e[3:7]) for e in items[14]),
+            tuple(items[15]) if len(items) > 15 else (),
+            items[16] if len(items) > 16 else 0,
         )
     except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
         raise Corrupt("A volume's head can't be read.") from error

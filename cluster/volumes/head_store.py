@@ -60,6 +60,11 @@ class HeadStore:
         page = await self._registers.scan(TABLE, shard_key(shard), after=after, prefix=prefix, limit=limit)
         return [Version(value, decode_head(value)) for _, value in page.entries], page.resume
 
+    async def scan_names(self, shard: int, after: bytes, limit: int) -> tuple[list[str], bytes | None]:
+        """Names that have a register in one shard, hidden ones too, and where to go on. Looks into no head."""
+        page = await self._registers.scan(TABLE, shard_key(shard), after=after, prefix=b"", limit=limit)
+        return [name.decode() for name, _ in page.entries], page.resume
+
     async def swing(self, name: str, expected: Version, head: Head | None) -> Swing:
         """Replace ``expected`` by ``head`` (None: remove the register), if it is still there.
 

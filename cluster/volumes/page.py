@@ -32,6 +32,8 @@ INTERIOR = 2
 
 header = struct.Struct("<4sBBHQ")
 """magic, version, kind, number of writes, start."""
+PAGE_HEADER_BYTES = header.size
+
 leaf_counts = struct.Struct("<II")
 """number of sources, number of extents."""
 source_record = struct.Struct("<32sH")
@@ -126,7 +128,7 @@ def decode_page(data: bytes, start: int, span: int) -> Leaf | Interior:
         raise Corrupt(f"A map page has only {len(data)} bytes.")
     magic, version, kind, write_count, at = header.unpack_from(data)
     if magic != MAGIC or version != VERSION:
-        raise Corrupt(f"A map page begins with {data[:5]!r}: it is none, or of a newer release.")
+        raise not_a_page(data)
     if at != start:
         raise Corrupt(f"A map page for address {at} was found where that of {start} should be.")
     try:
@@ -137,6 +139,21 @@ def decode_page(data: bytes, start: int, span: int) -> Leaf | Interior:
     except (struct.error, IndexError) as error:
         raise Corrupt(f"The map page for address {start} is cut off or refers to what it does not have.") from error
     raise Corrupt(f"The map page for address {start} is of the unknown kind {kind}.")
+
+
+def page_start(data: bytes) -> int:
+    """The address of the page that begins with ``data``, at least PAGE_HEADER_BYTES of it. Raises Corrupt."""
+    if len(data) < header.size:
+        raise Corrupt(f"A map page has only {len(data)} bytes.")
+    magic, version, _, _, start = header.unpack_from(data)
+    if magic != MAGIC or version != VERSION:
+        raise not_a_page(data)
+    assert isinstance(start, int)
+    return start
+
+
+def not_a_page(data: bytes) -> Corrupt:
+    return Corrupt(f"A map page begins with {data[:5]!r}: it is none, or of a newer release.")
 
 
 def decode_leaf(data: bytes, write_count: int, start: int, span: int) -> Leaf:

@@ -13,7 +13,7 @@ from typing import Protocol
 from cluster.register.key import RegisterKey
 from cluster.rpc.message import Buffer
 
-__all__ = ["Buffer", "CasResult", "Chunks", "RegisterKey", "Registers", "ScanPage"]
+__all__ = ["Buffer", "CasResult", "Chunks", "LocalReferences", "RegisterKey", "Registers", "ScanPage"]
 
 
 class CasResult(Protocol):
@@ -68,3 +68,14 @@ class Chunks(Protocol):
 
     async def drop_reference(self, chunk: bytes, referrer: bytes, replicas: int) -> None:
         """Remove the reference from every replica, durably; one that is not there is no error. Raises QuorumUnavailable."""
+
+
+class LocalReferences(Protocol):
+    """The references that this node holds, in its own store. Every call may raise the store's errors (Corrupt, NoSpace, Busy)."""
+
+    async def list_references(self, after: tuple[bytes, bytes] | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """At most ``limit`` of ``(referrer, chunk)``, ascending, greater than ``after`` as pairs of bytes (which may be shorter than a real
+        referrer and chunk: ``(beginning, b"")`` comes before everything that begins so). Fewer than ``limit``: no more follow."""
+
+    async def drop_reference(self, chunk: bytes, referrer: bytes) -> bool:
+        """Remove it from this node's store, durably; whether it was there."""

@@ -1,5 +1,7 @@
 """Giving back what no root needs: references of retired roots, and of writes that came to nothing.
 
+It also removes heads that nobody needs: of deleted volumes once nothing is left of them, and claims whose write never came to an end.
+
 Three sources of work: a swing of this gateway (`notice` with its head), heads with retired roots that it meets or finds on patrol (a
 gateway that died with its queue left them), and writes that failed here (`abandon`). One bounded unit of work at a time: at most
 UNIT_DROPS references of one volume, then the next volume.
@@ -22,7 +24,7 @@ from cluster.doors.clock import Clock
 from cluster.errors import HoldfastError, QuorumUnavailable
 from cluster.volumes.first_error import first_error
 from cluster.volumes.head import VOLUME_SHARDS, Head, RetiredRoot
-from cluster.volumes.head_store import HeadStore
+from cluster.volumes.head_store import HeadStore, Version
 from cluster.volumes.map_difference import DeadReference, all_references, dead_references
 from cluster.volumes.page import LEAF_EXTENTS, Node, Stored
 from cluster.volumes.page_store import PageCache, PageStore
@@ -59,6 +61,12 @@ PATROL_INTERVAL_S = 60.0
 
 PATROL_PAGE = 200
 """Heads looked at in one register scan of the patrol."""
+
+CLAIM_AGE_S = 24 * 3600.0
+"""A claim that has not changed for so long is removed. A first PUT of a volume that takes longer has to be repeated."""
+
+CLAIMS_LIMIT = 10_000
+"""Claims of one shard whose age is known here. Others wait until these are gone."""
 
 ROOM_DROPS = 4096
 """References dropped on behalf of a write whose head is full of retired roots, before it goes on without."""
@@ -129,6 +137,8 @@ class Reclaimer:
         self._leaf_extents = leaf_extents
         self._jobs: dict[str, Job] = {}
         self._clearings = 0
+        self._claims: dict[int, dict[bytes, float]] = {}
+        """By shard: when each claim was first met on patrol, by its stamp."""
         self._queue: list[tuple[float, int, Job | Clearing]] = []
         self._turn = 0
         self._wake = asyncio.Event()
@@ -156,6 +166,14 @@ class Reclaimer:
             self._clearings += 1
             now = self._clock.monotonic()
             self._schedule(Clearing(abandoned, now), now)
+
+    def retry_now(self) -> None:
+        """What waits because something failed is due at once: a node has come back."""
+        now = self._clock.monotonic()
+        for due, _, item in list(self._queue):
+            failures = item.tries if isinstance(item, Clearing) else item.failures
+            if failures and item.due == due:
+                self._schedule(item, now)
 
     def status(self) -> JobStatus:
         if self._busy:
@@ -234,11 +252,30 @@ class Reclaimer:
 
     async def _patrol_shard(self, shard: int) -> None:
         after: bytes | None = b""
+        before = self._claims.get(shard, {})
+        claims: dict[bytes, float] = {}
         while after is not None:
             versions, after = await self._heads.scan(shard, after, b"", PATROL_PAGE)
             for version in versions:
-                if version.head is not None and (version.head.retired or not version.head.live):
-                    self.notice(version.head)
+                head = version.head
+                if head is None:
+                    continue
+                if head.retired:
+                    self.notice(head)
+                elif not head.live:
+                    await self._meet_hidden(version, head, before, claims)
+        self._claims[shard] = claims
+
+    async def _meet_hidden(
+        self, version: Version, head: Head, before: dict[bytes, float], claims: dict[bytes, float]
+    ) -> None:
+        """A head that is not live and has no roots: remove it, a claim only when no write can be expected to need it any more."""
+        now = self._clock.monotonic()
+        since = before.get(head.stamp, now)
+        if not head.is_claim or now - since >= CLAIM_AGE_S:
+            await self._heads.swing(head.name, version, None)
+        elif len(claims) < CLAIMS_LIMIT:
+            claims[head.stamp] = since
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> bool:
         """Run it; an error is remembered for `status`, and the work found again later."""
@@ -266,7 +303,7 @@ class Reclaimer:
         head = version.head
         if head is None or not head.retired:
             del self._jobs[job.name]
-            if head is not None and not head.live:
+            if head is not None and not head.live and not head.is_claim:
                 await self._heads.swing(job.name, version, None)
             return False
         job.seen = {entry.write: job.seen.get(entry.write, now) for entry in head.retired}
@@ -292,7 +329,7 @@ class Reclaimer:
         while version.head is not None:
             head = version.head
             left = tuple(entry for entry in head.retired if entry not in job.walking)
-            gone = not left and not head.live
+            gone = not left and not head.live and not head.is_claim
             if not gone and len(left) == len(head.retired):
                 break
             swing = await self._heads.swing(job.name, version, None if gone else replace(head, retired=left))

@@ -53,3 +53,8 @@ def data_referrer(write: bytes, cell: int) -> bytes:
 def page_referrer(write: bytes) -> bytes:
     """The referrer of every map page that ``write`` stored."""
     return write + map_cell_bytes
+
+
+def split_referrer(referrer: bytes) -> tuple[bytes, int]:
+    """``(write id, cell)``; the cell of a page's is MAP_CELL."""
+    return referrer[:WRITE_BYTES], int.from_bytes(referrer[WRITE_BYTES:])

@@ -9,17 +9,21 @@ Errors: Invalid, NotFound, Conflict (a condition), QuorumUnavailable (nothing wa
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from cluster.doors.clock import Clock
-from cluster.errors import Busy, Conflict, HoldfastError, Invalid, NotFound, QuorumUnavailable
+from cluster.errors import Busy, Conflict, HoldfastError, Invalid, NotFound, OutcomeUnknown, QuorumUnavailable
 from cluster.volumes.byte_budget import ByteBudget
 from cluster.volumes.content import OpenVolume
-from cluster.volumes.head import Head, RetiredRoot, retired_bytes
+from cluster.volumes.fence import Began
+from cluster.volumes.head import CLAIM_GENERATION, Head, RetiredRoot, retired_bytes
 from cluster.volumes.head_store import HeadStore, Version
+from cluster.volumes.judge import ReferenceJudge
 from cluster.volumes.listing import LIST_LIMIT, list_volumes
 from cluster.volumes.names import (
     DEFAULT_CHUNK_BYTES,
@@ -36,15 +40,17 @@ from cluster.volumes.names import (
 )
 from cluster.volumes.page import LEAF_EXTENTS
 from cluster.volumes.page_store import PageCache, PageStore
-from cluster.volumes.ports import Chunks, Registers
+from cluster.volumes.pieces import PIECES_LIMIT, Piece, PiecePage
+from cluster.volumes.ports import Chunks, LocalReferences, Registers
 from cluster.volumes.reclaim import RETIRED_GRACE_S, JobStatus, Reclaimer
 from cluster.volumes.reference import new_write_id
+from cluster.volumes.sweep import SWEEP_AGE_S, SWEEP_PERIOD_S, Sweeper
 from cluster.volumes.volume import UNCONDITIONAL, Condition, Volume, VolumePage
 from cluster.volumes.volume_map import EMPTY_ROOT, Geometry, Root, lifted, stored_root
 from cluster.volumes.writer import WRITE_WINDOW
 from cluster.volumes.writing import Stores, Unfinished, Writing
 
-__all__ = ["Condition", "OpenVolume", "Volume", "VolumePage", "VolumeService", "VolumeSettings"]
+__all__ = ["Condition", "OpenVolume", "Piece", "PiecePage", "Volume", "VolumePage", "VolumeService", "VolumeSettings"]
 
 VOLUME_ID_BYTES = 16
 
@@ -76,6 +82,8 @@ class VolumeSettings:
     """Of all requests' read-ahead; the first piece of each is not counted."""
     write_window: int = WRITE_WINDOW
     retired_grace_s: float = RETIRED_GRACE_S
+    sweep_period_s: float = SWEEP_PERIOD_S
+    sweep_age_s: float = SWEEP_AGE_S
     leaf_extents: int = LEAF_EXTENTS
     """Part of the format: all daemons of a cluster must agree. Tests choose small ones for deep maps."""
 
@@ -93,7 +101,9 @@ class VolumeService:
         node_count: Callable[[], int],
         default_replicas: Callable[[], int] = lambda: DEFAULT_REPLICAS,
         settings: VolumeSettings | None = None,
+        references: LocalReferences | None = None,
     ) -> None:
+        """``references``: those in this node's own store, which it sweeps; without them it doesn't."""
         self.settings = settings or VolumeSettings()
         assert min(self.settings.write_budget, self.settings.read_budget) >= MAX_CHUNK_BYTES
         self.write_budget = ByteBudget(self.settings.write_budget)
@@ -114,6 +124,20 @@ class VolumeService:
             grace_s=self.settings.retired_grace_s,
             leaf_extents=self.settings.leaf_extents,
         )
+        self.judge = ReferenceJudge(self._heads, self._cache, self.settings.leaf_extents)
+        self.sweeper = (
+            Sweeper(
+                references,
+                self.judge,
+                self._heads,
+                clock,
+                rng,
+                period_s=self.settings.sweep_period_s,
+                age_s=self.settings.sweep_age_s,
+            )
+            if references is not None
+            else None
+        )
         self._stores = Stores(
             chunks,
             self._cache,
@@ -125,10 +149,15 @@ class VolumeService:
 
     async def run(self) -> None:
         """Background work until cancelled."""
-        await self.reclaimer.run()
+        async with asyncio.TaskGroup() as group:
+            for part in self._background():
+                group.create_task(part.run())
 
     def jobs(self) -> list[JobStatus]:
-        return [self.reclaimer.status()]
+        return [part.status() for part in self._background()]
+
+    def _background(self) -> list[Reclaimer | Sweeper]:
+        return [self.reclaimer] if self.sweeper is None else [self.reclaimer, self.sweeper]
 
     # --- looking ---
 
@@ -171,6 +200,20 @@ class VolumeService:
             self._opened.popitem(last=False)
         return opened
 
+    async def pieces(self, name: str, start: int = 0, limit: int = PIECES_LIMIT) -> PiecePage:
+        """Where the newest version's bytes from address ``start`` lie, at most ``limit`` pieces. Raises NotFound, Invalid."""
+        check_size(start, "start")
+        if not 1 <= limit <= PIECES_LIMIT:
+            raise Invalid(f"A page has 1 to {PIECES_LIMIT} pieces.", field="limit")
+        opened = await self.open(name)
+        pieces: list[Piece] = []
+        async with aclosing(opened.extents(start, opened.volume.size)) as extents:
+            async for extent in extents:
+                if len(pieces) == limit:
+                    return PiecePage(opened.volume, pieces, extent.offset)
+                pieces.append(Piece(extent.offset, extent.length, extent.chunk, extent.chunk_offset))
+        return PiecePage(opened.volume, pieces, None)
+
     # --- changing ---
 
     async def create(
@@ -202,12 +245,14 @@ class VolumeService:
         check_name(name)
         check_size(size)
         version, head = await self._live(name)
+        began = Began.on(head)
         write = new_write_id(name, self._rng)
         unfinished = Unfinished(self.reclaimer, self._cache, head.replicas, head.chunk_size, write)
 
         async def resized(version: Version) -> Head:
             head = self._still(version, name)
             check_condition(condition, head)
+            began.check(version, name, write)
             if size < head.size:
                 raise Invalid(
                     f"The volume {name!r} has {head.size} bytes and can't shrink to {size}: "
@@ -275,6 +320,11 @@ class VolumeService:
                 version,
             )
             self._check_shape(shape.chunk_size, shape.replicas, shape.durability)
+            version = await self._claimed(name, version, shape)
+            check_condition(condition, version.live)
+            shape = version.live or shape
+        assert version.head is not None
+        began = Began.on(version.head)
         write = new_write_id(name, self._rng)
         writing = Writing(self._stores, shape, write)
         with writing.unfinished.guarded():
@@ -283,6 +333,7 @@ class VolumeService:
 
         async def replaced(version: Version) -> Head:
             check_condition(condition, version.live)
+            began.check(version, name, write)
             head = version.live
             if head is None:
                 return self._new_head(
@@ -312,6 +363,7 @@ class VolumeService:
         version, shape = await self._live(name)
         check_condition(condition, shape)
         check_inside(shape, offset, length or 0)
+        began = Began.on(shape)
         write = new_write_id(name, self._rng)
         writing = Writing(self._stores, shape, write, offset)
         with writing.unfinished.guarded():
@@ -320,6 +372,7 @@ class VolumeService:
         async def written(version: Version) -> Head:
             head = self._still(version, name)
             check_condition(condition, head)
+            began.check(version, name, write)
             check_same_shape(head, shape)
             check_inside(head, offset, stored_length)
             return self._following(head, head.size, await writing.root_over(head), write)
@@ -362,13 +415,58 @@ class VolumeService:
         root: Root,
         version: Version,
     ) -> Head:
-        """A volume's first head, over a deleted one whose roots are not yet given back or over nothing."""
+        """A volume's first head, over nothing, a claim of its place, or a deleted one whose roots are not yet given back."""
         now = self._clock.wall()
-        retired = () if version.head is None else version.head.retired
-        volume_id = self._rng.randbytes(VOLUME_ID_BYTES)
-        return Head(
-            b"", write, volume_id, True, 1, name, size, chunk_size, replicas, durability, root, now, now, retired
+        before = version.head
+        head = Head(
+            stamp=b"",
+            write=write,
+            id=self._rng.randbytes(VOLUME_ID_BYTES),
+            live=True,
+            generation=CLAIM_GENERATION + 1,
+            name=name,
+            size=size,
+            chunk_size=chunk_size,
+            replicas=replicas,
+            durability=durability,
+            root=root,
+            created_at=now,
+            modified_at=now,
         )
+        if before is None:
+            return head
+        return replace(
+            head,
+            id=before.id if before.is_claim else head.id,
+            retired=before.retired,
+            fenced=before.fenced,
+            fences=before.fences,
+        )
+
+    async def _claimed(self, name: str, version: Version, shape: Head) -> Version:
+        """The newest version once the name has a head that a write may begin on: a live one, or a claim. Nobody sees a claim; it makes
+        the name known to those who find the write's references."""
+        for _ in range(SWING_TRIES):
+            if version.head is not None and (version.head.live or version.head.is_claim):
+                return version
+            first = self._new_head(
+                name,
+                0,
+                shape.chunk_size,
+                shape.replicas,
+                shape.durability,
+                new_write_id(name, self._rng),
+                EMPTY_ROOT,
+                version,
+            )
+            try:
+                claim = replace(first, live=False, generation=CLAIM_GENERATION)
+                version = (await self._heads.swing(name, version, claim)).current
+            except OutcomeUnknown as error:
+                raise QuorumUnavailable(
+                    f"The volume {name!r} could not be begun; nothing was changed.", retry_after_s=2
+                ) from error
+        raise too_contended(name)
 
     def _following(self, head: Head, size: int, root: Root, write: bytes) -> Head:
         """The head after a change of content."""

@@ -135,6 +135,30 @@ class MemoryChunks:
         return {(chunk, referrer) for chunk, held in self.references.items() for referrer in held}
 
 
+class MemoryReferences:
+    """The references of one node; here there is one store for all."""
+
+    def __init__(self, chunks: MemoryChunks) -> None:
+        self.chunks = chunks
+        self.lists = 0
+        self.drops = 0
+        self.before_list: Hook = nothing
+        self.before_drop: Hook = nothing
+
+    async def list_references(self, after: tuple[bytes, bytes] | None, limit: int) -> list[tuple[bytes, bytes]]:
+        self.lists += 1
+        await self.before_list(self.lists)
+        every = sorted((referrer, chunk) for chunk, referrer in self.chunks.all_references())
+        return [reference for reference in every if after is None or reference > after][:limit]
+
+    async def drop_reference(self, chunk: bytes, referrer: bytes) -> bool:
+        self.drops += 1
+        await self.before_drop(self.drops)
+        held = referrer in self.chunks.references.get(chunk, ())
+        await self.chunks.drop_reference(chunk, referrer, 1)
+        return held
+
+
 class ManualClock:
     """Stands still until it is told to go on."""
 
@@ -164,7 +188,7 @@ class MemoryCluster:
     chunks: MemoryChunks = field(default_factory=MemoryChunks)
     clock: ManualClock = field(default_factory=ManualClock)
 
-    def gateway(self, number: int = 0) -> VolumeService:
+    def gateway(self, number: int = 0, references: MemoryReferences | None = None) -> VolumeService:
         return VolumeService(
             self.registers,
             self.chunks,
@@ -172,6 +196,7 @@ class MemoryCluster:
             random.Random(self.seed * 1000 + number),
             node_count=lambda: self.nodes,
             settings=self.settings,
+            references=references,
         )
 
     def scatter(self, seed: int, most: int = 6) -> None:

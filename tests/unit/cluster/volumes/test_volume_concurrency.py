@@ -93,7 +93,7 @@ async def test_creating_puts_of_different_shapes_do_not_mix() -> None:
     service, other = cluster.gateway(1), cluster.gateway(2)
 
     async def overtake(number: int) -> None:
-        if number == 1:
+        if number == 2:  # the first is the claim of the name
             await other.create("v", 7, chunk_size=8192)
 
     cluster.registers.before_swing = overtake
