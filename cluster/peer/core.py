@@ -203,8 +203,10 @@ class PeerCore:
         )
         self.tidier = Tidier(me, self.rpc, doors.chunks, self.installed, self.volumes.judge, self.repair.budget, clock)
         self.repair.refilling = lambda: self.copier.queue_length
+        sweeper = self.volumes.sweeper
+        assert sweeper is not None
         for finder in (self.repair.anti_entropy, self.tidier):
-            finder.on_unshared = self.volumes.sweeper.suspect
+            finder.on_unshared = sweeper.suspect
         self.membership.on_change(self._follow_member)
         RegisterService(self.acceptor, self.leader, self.installed).register(handlers)
         replica.register(handlers)

@@ -199,14 +199,18 @@ class Tidier:
     async def _sort(self, foreign: Sequence[_Foreign]) -> bool:
         """Fill in which references are needed; drop those that are known to be dead. False when some are left as they are."""
         pairs = [(f.entry.chunk, r.referrer) for f in foreign for r in f.entry.references]
-        verdicts = dict(zip(pairs, await self._judge.judge(pairs), strict=True))
+        verdicts = dict(zip(pairs, await self._judge.judge_each(pairs), strict=True))
         unnamed: list[tuple[bytes, bytes]] = []
+        known = True
         for f in foreign:
             for reference in f.entry.references:
                 pair = (f.entry.chunk, reference.referrer)
-                if verdicts[pair] is Verdict.LIVE:
+                verdict = verdicts[pair]
+                if isinstance(verdict, HoldfastError):
+                    known, self.last_error = False, verdict.message
+                elif verdict is Verdict.LIVE:
                     f.live.append(reference)
-                elif verdicts[pair] is Verdict.RETIRED:
+                elif verdict is Verdict.RETIRED:
                     f.retired.append(reference)
                     if len(self._retired) < RETIRED_LIMIT:
                         self._retired[pair] = None
@@ -217,7 +221,7 @@ class Tidier:
                     unnamed.append(pair)
         if unnamed:
             self.on_unshared(unnamed)
-        return not unnamed
+        return known and not unnamed
 
     async def _hand_over(self, name: str, foreign: Sequence[_Foreign]) -> Mapping[bytes, frozenset[bytes]]:
         """Have ``name`` hold the live references of these chunks; which references it holds of each then."""

@@ -216,16 +216,24 @@ class ChunkMender:
                 length = next(listed.length for listed in listings.values()) if entry is None else None
                 holders = sorted(listings, key=lambda name: self._rng.random())
                 found.append(_Wanted(chunk, length, missing, holders))
-        return await self._needed(found), unsure
+        return await self._needed(found, unsure), unsure
 
-    async def _needed(self, found: list[_Wanted]) -> list[_Wanted]:
-        """Those of the references that a live root names."""
+    async def _needed(self, found: list[_Wanted], unsure: set[bytes]) -> list[_Wanted]:
+        """Those of the references that a live root names; chunks about which that can't be known join ``unsure``."""
         questions = [(want.chunk, reference.referrer) for want in found for reference in want.references]
-        verdicts = iter(await self._judge.judge(questions) if questions else [])
+        verdicts = iter(await self._judge.judge_each(questions) if questions else [])
         needed: list[_Wanted] = []
         for want in found:
-            want.references = [reference for reference in want.references if next(verdicts) is Verdict.LIVE]
-            if want.references:
+            references = []
+            for reference in want.references:
+                verdict = next(verdicts)
+                if isinstance(verdict, HoldfastError):
+                    self.last_error = verdict.message
+                    unsure.add(want.chunk)
+                elif verdict is Verdict.LIVE:
+                    references.append(reference)
+            if references:
+                want.references = references
                 needed.append(want)
         return needed
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
+from cluster.errors import HoldfastError
+
 
 class Verdict(Enum):
     """What the roots say about a reference, as of some moment after the question was asked."""
@@ -24,3 +26,6 @@ class Verdict(Enum):
 class Judge(Protocol):
     async def judge(self, references: Sequence[tuple[bytes, bytes]]) -> list[Verdict]:
         """Verdicts on ``(chunk, referrer)``, in order. Raises QuorumUnavailable or Corrupt when one can't be known now."""
+
+    async def judge_each(self, references: Sequence[tuple[bytes, bytes]]) -> Sequence[Verdict | HoldfastError]:
+        """As `judge`, but what can't be known about one of them does not hide what is known about the others."""

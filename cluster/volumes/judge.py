@@ -70,7 +70,7 @@ class ReferenceJudge:
             verdicts.append(answer)
         return verdicts
 
-    async def judge_each(self, references: Sequence[Reference]) -> list[Answer]:
+    async def judge_each(self, references: Sequence[Reference]) -> Sequence[Answer]:
         """As `judge`, but what can't be known about one of them does not hide what is known about the others."""
         by_tag: dict[bytes, Questions] = {}
         for reference in references:
