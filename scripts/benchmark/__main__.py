@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.figure import Figure, table
-from benchmark.measurements import MEASUREMENTS, MIB, Plan
+from benchmark.measurements import MEASUREMENTS
+from benchmark.plan import MIB, Plan
 from benchmark.testbed import NODES, Testbed
 
 VOLUME_BYTES, QUICK_VOLUME_BYTES = 256 * MIB, 64 * MIB

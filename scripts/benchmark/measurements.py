@@ -10,19 +10,16 @@ import asyncio
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
 from bench_rpc import measure_calls, measure_payloads
 
-from benchmark import coordinator, floor, large_load, small_load
+from benchmark import coordinator, floor, healing, large_load, small_load
 from benchmark.figure import Aim, Figure
 from benchmark.large_load import Address, Copies, Get, Put
+from benchmark.plan import MIB, Plan, delete_volumes, volume_path
 from benchmark.process import in_process, serving
 from benchmark.testbed import Testbed
-from client.errors import NotFound
 
-MIB = 1 << 20
 COPIES = 3
 MANY = 8
 """Large transfers at a time, beside single ones."""
@@ -37,22 +34,6 @@ SETTLE_S = 3.0
 
 REWRITTEN_VOLUMES = 8
 """Names that each connection's small PUTs go round."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How much to measure. ``note`` is told what is being done."""
-
-    runs: int
-    volume_bytes: int
-    seconds: float
-    idle_s: float
-    directory: Path
-    note: Callable[[str], None]
-
-    @property
-    def volume(self) -> str:
-        return f"{self.volume_bytes // MIB} MiB"
 
 
 async def idle(testbed: Testbed, plan: Plan) -> list[Figure]:
@@ -106,7 +87,7 @@ async def put(testbed: Testbed, plan: Plan) -> list[Figure]:
                 plan.note(f"PUT, {concurrency} at a time, run {run + 1}: floor")
                 copies = [Copies(tuple(receivers), plan.volume_bytes)] * concurrency
                 least = await in_process(large_load.run, copies)
-                await _delete(testbed, [_name(n) for n in range(concurrency)])
+                await delete_volumes(testbed, [_name(n) for n in range(concurrency)])
                 plan.note(f"PUT, {concurrency} at a time, run {run + 1}")
                 figure.add(
                     megabytes / await in_process(large_load.run, _puts(testbed, plan, concurrency)), megabytes / least
@@ -121,7 +102,7 @@ async def get(testbed: Testbed, plan: Plan) -> list[Figure]:
     """GETs of whole volumes, from the page cache as the floor's are."""
     figures = []
     plan.note("GET: volumes to read")
-    await _delete(testbed, [_name(n) for n in range(MANY)])
+    await delete_volumes(testbed, [_name(n) for n in range(MANY)])
     await in_process(large_load.run, _puts(testbed, plan, MANY))
     async with serving(floor.stream, str(plan.directory / "floor-stream"), plan.volume_bytes) as port:
         for concurrency in (1, MANY):
@@ -137,24 +118,24 @@ async def get(testbed: Testbed, plan: Plan) -> list[Figure]:
                     large_load.run, [Get(Address("127.0.0.1", port), "/", plan.volume_bytes)] * concurrency
                 )
                 plan.note(f"GET, {concurrency} at a time, run {run + 1}")
-                reads = [Get(testbed.gateway, _path(_name(n)), plan.volume_bytes) for n in range(concurrency)]
+                reads = [Get(testbed.gateway, volume_path(_name(n)), plan.volume_bytes) for n in range(concurrency)]
                 figure.add(megabytes / await in_process(large_load.run, reads), megabytes / least)
             figures.append(figure)
-    await _delete(testbed, [_name(n) for n in range(MANY)])
+    await delete_volumes(testbed, [_name(n) for n in range(MANY)])
     return figures
 
 
 async def small_get(testbed: Testbed, plan: Plan) -> list[Figure]:
     figure = Figure(f"GET 4 KiB range, {SMALL_CONCURRENCY} at a time", "requests/s", Aim(4000))
-    await _delete(testbed, ["bench-ranges"])
-    await in_process(large_load.run, [Put(testbed.gateway, _path("bench-ranges"), RANGE_VOLUME_BYTES)])
+    await delete_volumes(testbed, ["bench-ranges"])
+    await in_process(large_load.run, [Put(testbed.gateway, volume_path("bench-ranges"), RANGE_VOLUME_BYTES)])
     for run in range(plan.runs):
         plan.note(f"4 KiB range GETs, run {run + 1}")
         figure.add(
             await in_process(
                 small_load.gets,
                 testbed.gateway,
-                _path("bench-ranges"),
+                volume_path("bench-ranges"),
                 RANGE_VOLUME_BYTES,
                 SMALL_CONCURRENCY,
                 plan.seconds,
@@ -209,6 +190,9 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "small-put": small_put,
     "put": put,
     "get": get,
+    "trees": healing.trees,
+    "in-step": healing.in_step,
+    "refill": healing.refill,
 }
 """By the name that ``--only`` takes, in the order in which they run: what is idle first, what fills disks last."""
 
@@ -217,18 +201,5 @@ def _name(number: int) -> str:
     return f"bench-{number}"
 
 
-def _path(volume: str) -> str:
-    return f"/v1/volumes/{volume}/data"
-
-
 def _puts(testbed: Testbed, plan: Plan, concurrency: int) -> list[Put]:
-    return [Put(testbed.gateway, _path(_name(n)), plan.volume_bytes) for n in range(concurrency)]
-
-
-async def _delete(testbed: Testbed, volumes: list[str]) -> None:
-    async with testbed.cluster.client() as client:
-        for volume in volumes:
-            try:
-                await client.delete(volume)
-            except NotFound:
-                continue
+    return [Put(testbed.gateway, volume_path(_name(n)), plan.volume_bytes) for n in range(concurrency)]

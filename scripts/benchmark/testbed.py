@@ -58,6 +58,20 @@ class Testbed:
         yield daemon.command[1:]
         daemon.start()
 
+    async def empty(self) -> None:
+        """Kill a daemon, empty its disk, start it again and wait until it is ready."""
+        daemon = self._last
+        self.cluster.wipe(daemon.name)
+        await self.cluster.start(daemon.name)
+
+    def newest_logs(self) -> list[Path]:
+        """The chunk logs of the daemon that `empty` empties."""
+        return sorted((self._last.data / "chunks").glob("chunks-*.log"))
+
+    def log_bytes(self) -> int:
+        """Bytes in them."""
+        return sum(log.stat().st_size for log in self.newest_logs())
+
     async def wait_ready(self) -> None:
         await self.cluster.wait_ready()
 
