@@ -16,6 +16,7 @@ from cluster.doors.clock import SystemClock
 from cluster.merkle.identity import CHUNK_LEAF_BITS, chunk_leaf, reference_digest
 from node.storage import chunk_state, chunk_writer
 from node.storage.chunk_catalog import ChunkCatalog
+from node.storage.chunk_index import ChunkIndex
 from node.storage.chunk_recovery import Recovered
 from node.storage.chunk_state import Change, ChunkState, ReferenceState
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
@@ -168,6 +169,42 @@ async def test_a_damaged_tree_is_built_anew_from_the_log(bench: Bench, statement
     assert found.replayed == 0
     check_trees(store.trees(), bench.held)
     await store.close()
+
+
+async def test_leaves_that_became_empty_leave_nothing_in_the_index(bench: Bench) -> None:
+    for session in range(3):
+        store, found = await bench.open()
+        assert found.rebuilt is None or session == 0
+        check_trees(store.trees(), bench.held)
+        await bench.fill(store, 30, session)
+        for chunk, references in list(bench.held.items())[::2]:
+            for referrer in list(references):
+                await store.drop_reference(chunk, referrer)
+                del references[referrer]
+        await store.close()
+    store, found = await bench.open()
+    assert found.rebuilt is None
+    check_trees(store.trees(), bench.held)
+    await store.close()
+
+
+def test_states_on_their_way_to_the_index_are_found_by_prefix(tmp_path: Path) -> None:
+    catalog = ChunkCatalog(ChunkIndex(str(tmp_path / "never-opened")))
+    catalog.ledger.add(1, 5, 64)
+    chunks = [bytes((7, 7, number)) + bytes(29) for number in range(3)] + [bytes((7, 8)) + bytes(30)]
+
+    def put(some: list[bytes]) -> None:
+        change = Change({chunk: catalog.tables[1].get(chunk) for chunk in some})
+        for chunk in some:
+            change.put(chunk, 1, 64, 10, ALICE.referrer, 1, 0)
+        catalog.merge(change, 1, 128)
+
+    put(chunks[:2])
+    catalog.freeze(0)
+    put(chunks[1:])
+    assert sorted(catalog.overlay_of(bytes((7, 7)))) == chunks[:3]
+    assert catalog.overlay_of(bytes((7, 7))) == catalog.overlay(lambda chunk, _: chunk[1] == 7)
+    assert catalog.overlay_of(bytes((9, 9))) == {}
 
 
 async def test_trees_go_on_while_the_index_is_rebuilt_under_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
