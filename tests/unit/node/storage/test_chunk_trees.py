@@ -177,7 +177,7 @@ async def test_leaves_that_became_empty_leave_nothing_in_the_index(bench: Bench)
         assert found.rebuilt is None or session == 0
         check_trees(store.trees(), bench.held)
         await bench.fill(store, 30, session)
-        for chunk, references in list(bench.held.items())[::2]:
+        for chunk, references in list(bench.held.items())[session % 2 :: 2]:
             for referrer in list(references):
                 await store.drop_reference(chunk, referrer)
                 del references[referrer]
