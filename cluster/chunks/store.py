@@ -11,11 +11,12 @@ every store:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.errors import HoldfastError
+from cluster.merkle.digest_tree import DigestTree
 from cluster.rpc.message import Buffer
 
 CHUNK_ID_BYTES = 32
@@ -117,6 +118,21 @@ class ChunkStore(Protocol):
 
     async def list_referrer(self, referrer: bytes, after: bytes | None, limit: int) -> list[bytes]:
         """Ids of chunks with a reference by `referrer`, ascending, after `after`. Fewer than `limit`: no more follow."""
+
+    async def list_references(self, after: tuple[bytes, bytes] | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """All references held as (referrer, chunk), ascending, after the given pair. Fewer than `limit`: no more follow."""
+
+    async def describe(self, chunks: Sequence[bytes]) -> list[ChunkEntry | None]:
+        """The entry of each chunk, in order; None where it isn't held."""
+
+    def trees(self) -> Mapping[int, DigestTree]:
+        """Copies -> the tree (of `CHUNK_LEAF_BITS`) over the chunks of which so many copies shall be in the cluster: the most that one
+        of the chunk's references wants. A chunk counts 1 at its `chunk_leaf`, and each of its references adds its `reference_digest`
+        there; one without references is in no tree. Without chunks there may be no tree, or an empty one.
+
+        They are what durable records add up to, and live: the store's writer goes on changing them while they are read. The mapping
+        does not change, but trees come and go: ask again for each comparison.
+        """
 
     async def drop_partition(self, partition: int, bits: int) -> int:
         """Delete every chunk of a partition with all references, durably; returns how many. No grace: the partition moved away."""

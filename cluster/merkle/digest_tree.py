@@ -11,6 +11,7 @@ never was, which comparing twice takes care of.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -44,6 +45,25 @@ class DigestTree:
     def set_leaf(self, leaf: int, digest: int, count: int) -> None:
         """Put a leaf as it was stored."""
         self._sums[leaf], self._counts[leaf] = digest, count
+
+    def packed(self, first: int, count: int) -> bytes:
+        """``count`` leaves from ``first`` on, for keeping: their sums, then their counts, 8 bytes each, little-endian."""
+        sums, counts = self._sums[first : first + count], self._counts[first : first + count]
+        if sys.byteorder == "big":
+            sums.byteswap()
+            counts.byteswap()
+        return sums.tobytes() + counts.tobytes()
+
+    def unpack(self, first: int, leaves: bytes) -> None:
+        """Put leaves as `packed` gave them."""
+        half = len(leaves) // 2
+        sums, counts = array("Q", leaves[:half]), array("q", leaves[half:])
+        if sys.byteorder == "big":
+            sums.byteswap()
+            counts.byteswap()
+        end = first + len(sums)
+        assert end <= len(self._sums)
+        self._sums[first:end], self._counts[first:end] = sums, counts
 
     def sum(self, bits: int, prefix: int) -> int:
         """The sum of everything whose place begins with the ``bits`` bits ``prefix``. ``bits`` is at most the tree's own."""

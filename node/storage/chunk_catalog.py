@@ -10,26 +10,44 @@ another thread; `flushed` forgets it. A snapshot that could not be written stays
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from node.storage.chunk_index import ChunkIndex, Damage, IndexReader, Snapshot
 from node.storage.chunk_state import Change, ChunkState
+from node.storage.chunk_trees import ChunkTrees
 from node.storage.file_ledger import FileLedger
 
 States = dict[bytes, ChunkState | None]
+
+PREFIX_BYTES = 2
+"""A table finds its chunks by the first bytes of their ids: with some 10 000 states there is hardly more than one to a prefix."""
 
 ABSENT = object()
 """Marks a chunk of which the tables know nothing (None: they know that it is gone)."""
 
 
+class Table(dict[bytes, "ChunkState | None"]):
+    """States in memory. They come and are replaced, none is taken out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_prefix: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        """The first `PREFIX_BYTES` of its chunks -> the chunks."""
+
+
 class ChunkCatalog:
-    """Tables, ledger, counters and covered position over an index."""
+    """Tables, ledger, trees, counters and covered position over an index."""
 
     def __init__(self, index: ChunkIndex) -> None:
         self.index = index
         self.ledger = FileLedger()
-        self.tables: tuple[States, States] = ({}, {})
+        self.trees = ChunkTrees()
+        self.shown_trees = self.trees
+        """The trees for others to read: while tables and index are rebuilt, those of before, since what is held does not change by it."""
+        self.tables: tuple[Table, Table] = (Table(), Table())
         """The newest states, and the ones being flushed under them."""
         self._bases: States = {}
         self.chunks = 0
@@ -77,11 +95,14 @@ class ChunkCatalog:
         newest, _ = self.tables
         bases = self._bases
         before = change.bases
+        by_prefix = newest.by_prefix
         for chunk in change.states:
             if chunk not in newest:
                 bases[chunk] = before[chunk]
+                by_prefix[chunk[:PREFIX_BYTES]].append(chunk)
         newest.update(change.states)
         self.ledger.merge(change)
+        self.trees.change(change.leaves)
         self.chunks += change.chunks
         self.bytes += change.bytes
         self.advance(file, end)
@@ -120,12 +141,15 @@ class ChunkCatalog:
             ],
             removed=sorted(ledger.removed),
             damages=self._new_damages,
+            trees=self.trees.freeze(),
+            tree_sum=self.trees.sum,
+            tree_count=self.trees.count,
         )
         ledger.changed = set()
         ledger.removed = set()
         self._new_damages = []
         self._bases = {}
-        self.tables = ({}, newest)
+        self.tables = (Table(), newest)
         self.log_since_freeze = 0
         return self.frozen
 
@@ -133,17 +157,23 @@ class ChunkCatalog:
         """The frozen snapshot is in the index."""
         assert self.frozen is not None
         self.frozen = None
-        self.tables = (self.tables[0], {})
+        self.tables = (self.tables[0], Table())
 
     def forget(self) -> None:
         """Begin from nothing, over an empty index."""
         self.ledger = FileLedger()
-        self.tables = ({}, {})
+        self.trees = ChunkTrees()
+        self.tables = (Table(), Table())
         self._bases = {}
         self.chunks = self.bytes = self.end_file = self.end_offset = self.log_since_freeze = 0
         self.damages = {}
         self._new_damages = []
         self.frozen = None
+
+    def complete(self) -> None:
+        """Tables and index now say all that the log says."""
+        self.ledger.check()
+        self.shown_trees = self.trees
 
     def overlay(self, keep: Callable[[bytes, ChunkState | None], bool]) -> States:
         """The states in the tables that pass, newest wins. Any thread; take it before looking at the index."""
@@ -152,17 +182,30 @@ class ChunkCatalog:
         found.update({chunk: state for chunk, state in list(newest.items()) if keep(chunk, state)})
         return found
 
+    def overlay_of(self, prefix: bytes) -> States:
+        """As `overlay`, for the chunks whose ids begin with these `PREFIX_BYTES`, without looking at all the others."""
+        found: States = {}
+        newest, flushing = self.tables
+        for table in (flushing, newest):
+            for chunk in list(table.by_prefix.get(prefix, ())):
+                if chunk in table:  # its state comes just after its prefix
+                    found[chunk] = table[chunk]
+        return found
+
+
+Key = TypeVar("Key", bytes, tuple[bytes, bytes])
+
 
 def merged_page(
-    fetch: Callable[[bytes | None, int], Sequence[bytes]],
-    known: Callable[[bytes], bool],
-    extra: Sequence[bytes],
-    after: bytes | None,
+    fetch: Callable[[Key | None, int], Sequence[Key]],
+    known: Callable[[Key], bool],
+    extra: Sequence[Key],
+    after: Key | None,
     limit: int,
-) -> list[bytes]:
-    """A page of `limit` ids, ascending: those of the index (`fetch(after, limit)`, ascending) that the tables know nothing about
-    (`known`), merged with those that the tables add (`extra`, ascending). Shorter only when nothing follows."""
-    page: list[bytes] = []
+) -> list[Key]:
+    """A page of `limit` ids (or pairs of them), ascending: those of the index (`fetch(after, limit)`, ascending) that the tables know
+    nothing about (`known`), merged with those that the tables add (`extra`, ascending). Shorter only when nothing follows."""
+    page: list[Key] = []
     position = 0
     while len(page) < limit:
         wanted = limit - len(page)

@@ -4,7 +4,8 @@ One transaction writes a batch of chunk states, the accounts of the log files, t
 all this is true. SQLite runs in WAL mode with synchronous=NORMAL: commits wait for no disk, and after a power cut the index is
 some earlier transaction's state, whole, so that scanning the log from its covered position makes it true again. (With
 synchronous=OFF it could come back as a mixture of old and new pages, which nothing would notice.) Each chunk row carries a
-CRC32C of itself, and a cleanly closed index is sealed by a file with the size and CRC32C of the whole database.
+CRC32C of itself, and a cleanly closed index is sealed by a file with the size and CRC32C of the whole database. Tree rows are all read
+on opening, so beside their checksums the totals over all leaves, in the state row, are compared: a row that is gone is noticed too.
 
 Any sign of damage is `IndexDamaged`; the caller then rebuilds from the log. A full disk is `IndexFull`: nothing was written, try later.
 Connections: one for writing, used by one thread at a time under the store's rules, and one for reading per thread that asks.
@@ -28,9 +29,10 @@ import sqlite_utils
 from crc32c import crc32c
 
 from node.storage.chunk_state import ChunkState, ReferenceState
+from node.storage.chunk_trees import RUN_LEAVES, ChunkTrees, TreeRun
 from node.storage.file_ledger import FileAccount
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WRITE_CACHE_KIB = 8 * 1024
 READ_CACHE_KIB = 2 * 1024
 JOURNAL_LIMIT_PAGES = 2000
@@ -46,6 +48,7 @@ ROW_WIDTHS = (512, 64, 8, 1)
 
 _REFERENCE = struct.Struct("<16sBI")
 _ROW = struct.Struct("<32sqqqqq")
+_RUN = struct.Struct("<qq")
 _CHUNK_COLUMNS = "chunk, file, offset, length, freed, freed_file, refs, crc"
 Row = tuple[bytes, int, int, int, int, int, bytes, int]
 
@@ -56,6 +59,9 @@ CREATE TABLE chunks (
 ) WITHOUT ROWID, STRICT;
 CREATE INDEX chunks_freed ON chunks (freed) WHERE freed >= 0;
 CREATE TABLE referrers (referrer BLOB NOT NULL, chunk BLOB NOT NULL, PRIMARY KEY (referrer, chunk)) WITHOUT ROWID, STRICT;
+CREATE TABLE tree (
+    copies INTEGER NOT NULL, run INTEGER NOT NULL, leaves BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (copies, run)
+) WITHOUT ROWID, STRICT;
 """
 
 
@@ -92,6 +98,9 @@ class Snapshot:
     accounts: list[FileAccount] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
+    trees: list[TreeRun] = field(default_factory=list)
+    tree_sum: int = 0
+    tree_count: int = 0
 
 
 @dataclass(slots=True)
@@ -105,6 +114,7 @@ class IndexState:
     bytes: int
     accounts: list[FileAccount]
     damages: list[Damage]
+    trees: ChunkTrees
     clean: bool
 
 
@@ -124,6 +134,21 @@ def _state(row: Row) -> ChunkState:
     else:
         held = tuple(map(ReferenceState._make, _REFERENCE.iter_unpack(references)))
     return ChunkState(file, offset, length, held, freed, freed_file)
+
+
+def _tree_row(run: TreeRun) -> tuple[int, int, bytes, int]:
+    return (*run, crc32c(_RUN.pack(run.copies, run.run) + run.leaves))
+
+
+def _trees(rows: Sequence[tuple[int, int, bytes, int]], tree_sum: bytes, tree_count: int) -> ChunkTrees:
+    """The trees of all rows, if they are whole."""
+    for copies, run, leaves, crc in rows:
+        if len(leaves) != 16 * RUN_LEAVES or crc32c(_RUN.pack(copies, run) + leaves) != crc:
+            raise IndexDamaged("a row of the trees does not match its checksum")
+    trees = ChunkTrees.loaded([TreeRun(copies, run, leaves) for copies, run, leaves, _ in rows])
+    if trees.count != tree_count or trees.sum.to_bytes(8, "little") != tree_sum:
+        raise IndexDamaged("the rows of the trees do not add up to their totals")
+    return trees
 
 
 @contextmanager
@@ -196,6 +221,15 @@ class IndexReader:
             ).fetchall()
         return [row[0] for row in rows]
 
+    def pairs(self, after: tuple[bytes, bytes], limit: int) -> list[tuple[bytes, bytes]]:
+        """(referrer, chunk) of all references beyond `after`, ascending."""
+        with _judged():
+            rows: list[tuple[bytes, bytes]] = self.connection.execute(
+                "SELECT referrer, chunk FROM referrers WHERE (referrer, chunk) > (?, ?) ORDER BY referrer, chunk LIMIT ?",
+                (*after, limit),
+            ).fetchall()
+        return rows
+
     def freed(self, until_ms: int, limit: int) -> list[bytes]:
         """Chunks without references since the store's age `until_ms` or longer, oldest first."""
         with _judged():
@@ -249,7 +283,16 @@ class ChunkIndex:
                 for statement in _SCHEMA.split(";"):
                     database.execute(statement)
                 database["state"].create(  # type: ignore[union-attr]  # by name it may also be a view: not here
-                    {"id": int, "covered_file": int, "covered_offset": int, "age_ms": int, "chunks": int, "bytes": int},
+                    {
+                        "id": int,
+                        "covered_file": int,
+                        "covered_offset": int,
+                        "age_ms": int,
+                        "chunks": int,
+                        "bytes": int,
+                        "tree_sum": bytes,
+                        "tree_count": int,
+                    },
                     pk="id",
                 )
                 database["files"].create(  # type: ignore[union-attr]  # as above
@@ -259,7 +302,7 @@ class ChunkIndex:
                 database["damage"].create(  # type: ignore[union-attr]  # as above
                     {"file": int, "offset": int, "length": int, "chunk": bytes, "reason": str}, pk=("file", "offset")
                 )
-                database.execute("INSERT INTO state VALUES (1, 0, 0, 0, 0, 0)")
+                database.execute("INSERT INTO state VALUES (1, 0, 0, 0, 0, 0, zeroblob(8), 0)")
                 database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("PRAGMA synchronous = NORMAL")
 
@@ -287,6 +330,7 @@ class ChunkIndex:
             state = connection.execute("SELECT * FROM state WHERE id = 1").fetchone()
             files = connection.execute("SELECT number, salt, size, live, live_bytes, covers FROM files").fetchall()
             damages = connection.execute("SELECT file, offset, length, chunk, reason FROM damage").fetchall()
+            runs = connection.execute("SELECT copies, run, leaves, crc FROM tree").fetchall()
         if state is None:
             raise IndexDamaged("the index has no state row")
         try:
@@ -297,7 +341,15 @@ class ChunkIndex:
         except (ValueError, TypeError) as error:
             raise IndexDamaged(f"a log file's row makes no sense: {error}") from error
         return IndexState(
-            state[1], state[2], state[3], state[4], state[5], accounts, [Damage(*row) for row in damages], sealed
+            state[1],
+            state[2],
+            state[3],
+            state[4],
+            state[5],
+            accounts,
+            [Damage(*row) for row in damages],
+            _trees(runs, state[6], state[7]),
+            sealed,
         )
 
     def _check_seal(self) -> bool:
@@ -354,15 +406,19 @@ class ChunkIndex:
                 connection.execute("BEGIN IMMEDIATE")
                 self._write_chunks(connection, snapshot)
                 connection.execute(
-                    "UPDATE state SET covered_file = ?, covered_offset = ?, age_ms = ?, chunks = ?, bytes = ? WHERE id = 1",
+                    "UPDATE state SET covered_file = ?, covered_offset = ?, age_ms = ?, chunks = ?, bytes = ?, "
+                    "tree_sum = ?, tree_count = ? WHERE id = 1",
                     (
                         snapshot.covered_file,
                         snapshot.covered_offset,
                         snapshot.age_ms,
                         snapshot.chunks,
                         snapshot.bytes,
+                        snapshot.tree_sum.to_bytes(8, "little"),
+                        snapshot.tree_count,
                     ),
                 )
+                self._write_trees(connection, snapshot)
                 connection.executemany("DELETE FROM files WHERE number = ?", [(number,) for number in snapshot.removed])
                 connection.executemany("DELETE FROM damage WHERE file = ?", [(number,) for number in snapshot.removed])
                 connection.executemany(
@@ -405,6 +461,16 @@ class ChunkIndex:
         for width, values in _cut(removed):
             marks = ",".join(["(?,?)"] * width)
             connection.execute(f"DELETE FROM referrers WHERE (referrer, chunk) IN (VALUES {marks})", values)
+
+    @staticmethod
+    def _write_trees(connection: sqlite3.Connection, snapshot: Snapshot) -> None:
+        rows = [_tree_row(run) for run in snapshot.trees if run.leaves]
+        for width, values in _cut(rows):
+            connection.execute(f"INSERT OR REPLACE INTO tree VALUES {','.join(['(?,?,?,?)'] * width)}", values)
+        connection.executemany(
+            "DELETE FROM tree WHERE copies = ? AND run = ?",
+            [(run.copies, run.run) for run in snapshot.trees if not run.leaves],
+        )
 
     def checkpoint(self) -> None:
         """Make everything written durable."""

@@ -164,6 +164,7 @@ class ChunkRecovery:
         catalog.ledger = FileLedger(state.accounts)
         catalog.ledger.changed = set()
         catalog.ledger.remove(gone)
+        catalog.trees = state.trees
         for number in known_numbers.difference(gone):
             self._salts[number] = catalog.ledger.accounts[number].salt
         catalog.chunks, catalog.bytes = state.chunks, state.bytes
@@ -188,7 +189,7 @@ class ChunkRecovery:
             self._replay_file(number, start, newest=number == newest)
         if not self._log.number:
             self._begin(newest + 1)
-        catalog.ledger.check()
+        catalog.complete()
 
     def _begin(self, number: int) -> None:
         """A new file to append to."""

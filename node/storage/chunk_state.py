@@ -2,14 +2,18 @@
 
 `Change` is the staging area: it takes the effects of records in log order on top of states looked up before, and is merged into
 the catalog only once the records are durable. Beside the states it tells which records keep their files alive, and which files
-lean on which others (see `file_ledger`).
+lean on which others (see `file_ledger`), and what the trees over the references gain and lose (see `chunk_trees`).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from cluster.merkle.identity import chunk_leaf, reference_digest
 from node.storage.chunk_record import Kind, Record
+
+LeafChanges = dict[tuple[int, int], tuple[int, int]]
+"""(copies, leaf) -> what is added to the leaf's sum and count in the tree of so many copies; not reduced modulo 2^64."""
 
 REFERENCED = -1
 """`ChunkState.freed` of a chunk that has references."""
@@ -53,6 +57,7 @@ class Change:
         """Log file -> change of the payload bytes in it that are held."""
         self.covers: set[tuple[int, int]] = set()
         """(file, older file): a record of the first cancels or overrides one of the second."""
+        self.leaves: LeafChanges = {}
         self.chunks = 0
         self.bytes = 0
 
@@ -88,6 +93,7 @@ class Change:
             if replicas:
                 self._alive(file, 1)
                 self.states[chunk] = ChunkState(file, offset, length, (ReferenceState(referrer, replicas, file),))
+                self._leaf(chunk, replicas, reference_digest(chunk, referrer, replicas), 1)
             else:
                 self._alive(file, 1)
                 self.states[chunk] = ChunkState(file, offset, length, (), stamp, file)
@@ -106,8 +112,10 @@ class Change:
         if state is None:
             return
         kept = []
+        replaced = 0
         for held in state.references:
             if held.referrer == referrer:
+                replaced = held.replicas
                 self._alive(held.file, -1)
                 self._cover(file, held.file)
             else:
@@ -118,6 +126,8 @@ class Change:
         kept.append(ReferenceState(referrer, replicas, file))
         kept.sort()
         self.states[chunk] = ChunkState(state.file, state.offset, state.length, tuple(kept))
+        if replaced != replicas:
+            self._referred(chunk, state.references, tuple(kept), referrer, replaced, replicas)
 
     def unreference(self, chunk: bytes, file: int, referrer: bytes, stamp: int) -> None:
         """Drop the reference. With the last one the grace period begins, at the store's age `stamp`.
@@ -143,6 +153,7 @@ class Change:
         else:
             self._alive(file, 1)  # this record says when the grace period began
             self.states[chunk] = ChunkState(state.file, state.offset, state.length, (), stamp, file)
+        self._referred(chunk, state.references, kept, referrer, held.replicas, 0)
 
     def delete(self, chunk: bytes, file: int) -> None:
         """Chunk and references are gone."""
@@ -160,6 +171,35 @@ class Change:
         self.chunks -= 1
         self.bytes -= state.length
         self.states[chunk] = None
+        if state.references:
+            self._leaf(chunk, copies_of(state.references), -digest_of(chunk, state.references), -1)
+
+    def _referred(
+        self,
+        chunk: bytes,
+        before: tuple[ReferenceState, ...],
+        after: tuple[ReferenceState, ...],
+        referrer: bytes,
+        replaced: int,
+        replicas: int,
+    ) -> None:
+        """The referrer's reference changed from ``replaced`` copies to ``replicas`` (0: there is none). As long as the chunk stays
+        in its tree no other reference is looked at: a chunk may have thousands."""
+        was, now = copies_of(before), copies_of(after)
+        if was == now:
+            gained = reference_digest(chunk, referrer, replicas) if replicas else 0
+            lost = reference_digest(chunk, referrer, replaced) if replaced else 0
+            self._leaf(chunk, now, gained - lost, 0)
+            return
+        if was:
+            self._leaf(chunk, was, -digest_of(chunk, before), -1)
+        if now:
+            self._leaf(chunk, now, digest_of(chunk, after), 1)
+
+    def _leaf(self, chunk: bytes, copies: int, digest: int, count: int) -> None:
+        place = copies, chunk_leaf(chunk)
+        sums = self.leaves.get(place)
+        self.leaves[place] = (digest, count) if sums is None else (sums[0] + digest, sums[1] + count)
 
     def _alive(self, file: int, count: int) -> None:
         self.live[file] = self.live.get(file, 0) + count
@@ -167,3 +207,13 @@ class Change:
     def _cover(self, file: int, older: int) -> None:
         if file != older:
             self.covers.add((file, older))
+
+
+def copies_of(references: tuple[ReferenceState, ...]) -> int:
+    """How many copies a chunk with these references has in the cluster: the most that one of them wants; 0 without any."""
+    return max([held.replicas for held in references], default=0)
+
+
+def digest_of(chunk: bytes, references: tuple[ReferenceState, ...]) -> int:
+    """The sum of the references' digests, not reduced."""
+    return sum([reference_digest(chunk, held.referrer, held.replicas) for held in references])

@@ -12,9 +12,10 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from heapq import nsmallest
 from random import Random
 from typing import Any, TypeVar
 
@@ -29,8 +30,9 @@ from cluster.chunks.store import (
 )
 from cluster.doors.clock import Clock
 from cluster.errors import Corrupt, Invalid, NotFound
+from cluster.merkle.digest_tree import DigestTree
 from cluster.rpc.message import Buffer
-from node.storage.chunk_catalog import ABSENT, ChunkCatalog, merged_page
+from node.storage.chunk_catalog import ABSENT, PREFIX_BYTES, ChunkCatalog, merged_page
 from node.storage.chunk_index import ChunkIndex, Damage, IndexDamaged
 from node.storage.chunk_log import ChunkLog, LogFiles
 from node.storage.chunk_operation import AddReference, Condemn, Delete, DropReference, Expire, Operation, Put
@@ -352,6 +354,22 @@ class LogChunkStore:
             raise Invalid("a page has at least one entry", field="limit")
         return await self._ask(self._list_referrer, referrer, after, limit)
 
+    async def list_references(self, after: tuple[bytes, bytes] | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """See `ChunkStore.list_references`."""
+        if limit < 1:
+            raise Invalid("a page has at least one entry", field="limit")
+        return await self._ask(self._list_references, after, limit)
+
+    async def describe(self, chunks: Sequence[bytes]) -> list[ChunkEntry | None]:
+        """See `ChunkStore.describe`."""
+        for chunk in chunks:
+            _check_chunk(chunk)
+        return await self._ask(self._describe, chunks)
+
+    def trees(self) -> Mapping[int, DigestTree]:
+        """See `ChunkStore.trees`."""
+        return self._catalog.shown_trees.by_copies
+
     def statistics(self) -> ChunkStatistics:
         """See `ChunkStore.statistics`."""
         writer = self._running()
@@ -389,7 +407,11 @@ class LogChunkStore:
         def inside(chunk: bytes, _: ChunkState | None) -> bool:
             return first <= chunk < below and (after is None or chunk > after)
 
-        newest = self._catalog.overlay(inside)
+        prefix = first[:PREFIX_BYTES]
+        if below[:PREFIX_BYTES] == prefix or below == _following(prefix):
+            newest = {chunk: state for chunk, state in self._catalog.overlay_of(prefix).items() if inside(chunk, state)}
+        else:
+            newest = self._catalog.overlay(inside)
         reader = self._index.reader()
         states: dict[bytes, ChunkState] = {chunk: state for chunk, state in newest.items() if state is not None}
 
@@ -415,6 +437,30 @@ class LogChunkStore:
             return reader.of_referrer(referrer, beyond or b"", wanted)
 
         return merged_page(fetch, newest.__contains__, extra, after, limit)
+
+    def _list_references(self, after: tuple[bytes, bytes] | None, limit: int) -> list[tuple[bytes, bytes]]:
+        newest = self._catalog.overlay(lambda _chunk, _state: True)
+        first = after or (b"", b"")
+        extra = nsmallest(
+            limit,
+            (
+                pair
+                for chunk, state in newest.items()
+                if state is not None
+                for held in state.references
+                if (pair := (held.referrer, chunk)) > first
+            ),
+        )
+        reader = self._index.reader()
+
+        def fetch(beyond: tuple[bytes, bytes] | None, wanted: int) -> list[tuple[bytes, bytes]]:
+            return reader.pairs(beyond or (b"", b""), wanted)
+
+        return merged_page(fetch, lambda pair: pair[1] in newest, extra, after, limit)
+
+    def _describe(self, chunks: Sequence[bytes]) -> list[ChunkEntry | None]:
+        states = self._catalog.bases(chunks, self._index.reader())
+        return [None if (state := states[chunk]) is None else _entry(chunk, state) for chunk in chunks]
 
     def _freed(self, until_ms: int, limit: int) -> list[bytes]:
         newest = self._catalog.overlay(lambda _chunk, _state: True)
@@ -537,6 +583,16 @@ class LogChunkStore:
             for waiter in waiting:
                 if not waiter.done():
                     waiter.set_result(None)
+
+
+def _following(prefix: bytes) -> bytes | None:
+    """The smallest chunk id beyond all that begin with the prefix; None if there are no greater ones."""
+    number = int.from_bytes(prefix) + 1
+    return (
+        (number << 8 * (CHUNK_ID_BYTES - len(prefix))).to_bytes(CHUNK_ID_BYTES)
+        if number >> 8 * len(prefix) == 0
+        else None
+    )
 
 
 def _entry(chunk: bytes, state: ChunkState) -> ChunkEntry:

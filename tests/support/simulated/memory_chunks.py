@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from heapq import nsmallest
 
 from cluster.chunks.store import ChunkEntry, ChunkStatistics, Reference
 from cluster.errors import Invalid, NotFound
 from cluster.layout.ring import chunk_partition
+from cluster.merkle.digest_tree import DigestTree
+from cluster.merkle.identity import CHUNK_LEAF_BITS, chunk_leaf, reference_digest
 from cluster.rpc.message import Buffer
 
 ChunkDisk = dict[bytes, tuple[bytes, dict[bytes, int]]]
@@ -21,6 +24,9 @@ class MemoryChunkStore:
         self._rng = rng
         self._sync_s = sync_s
         self.puts = 0
+        self._trees: dict[int, DigestTree] = {}
+        self._counted: dict[bytes, dict[bytes, int]] = {}
+        """Chunk -> its references as they are in the trees."""
 
     async def _sync(self) -> None:
         await asyncio.sleep(self._sync_s * (0.2 + self._rng.expovariate(1)))
@@ -81,6 +87,37 @@ class MemoryChunkStore:
     async def list_referrer(self, referrer: bytes, after: bytes | None, limit: int) -> list[bytes]:
         names = sorted(c for c, (_, refs) in self.disk.items() if referrer in refs and (after is None or c > after))
         return names[:limit]
+
+    async def list_references(self, after: tuple[bytes, bytes] | None, limit: int) -> list[tuple[bytes, bytes]]:
+        await asyncio.sleep(0.0002)
+        pairs = ((referrer, chunk) for chunk, (_, references) in self.disk.items() for referrer in references)
+        return nsmallest(limit, (pair for pair in pairs if after is None or pair > after))
+
+    async def describe(self, chunks: Sequence[bytes]) -> list[ChunkEntry | None]:
+        await asyncio.sleep(0.0002)
+        return [self._entry(chunk) if chunk in self.disk else None for chunk in chunks]
+
+    def trees(self) -> Mapping[int, DigestTree]:
+        """The trees of what `disk` holds now, whoever changed it: what differs from the last time is counted anew."""
+        counted = self._counted
+        for chunk in counted.keys() - self.disk.keys():
+            self._count(chunk, counted.pop(chunk), -1)
+        for chunk, (_, references) in self.disk.items():
+            before = counted.get(chunk)
+            if before != references:
+                if before is not None:
+                    self._count(chunk, before, -1)
+                self._count(chunk, references, 1)
+                counted[chunk] = dict(references)
+        return self._trees
+
+    def _count(self, chunk: bytes, references: dict[bytes, int], sign: int) -> None:
+        if references:
+            copies = max(references.values())
+            if copies not in self._trees:
+                self._trees = {**self._trees, copies: DigestTree(CHUNK_LEAF_BITS)}
+            digest = sum(reference_digest(chunk, *reference) for reference in references.items())
+            self._trees[copies].change(chunk_leaf(chunk), sign * digest, sign)
 
     async def drop_partition(self, partition: int, bits: int) -> int:
         gone = [chunk for chunk in self.disk if chunk_partition(chunk, bits) == partition]

@@ -48,6 +48,19 @@ def test_a_node_is_the_sum_of_what_is_under_it(items: set[tuple[int, int]], bits
     assert tree.filled() == sorted({leaf for leaf, _ in items})
 
 
+@given(ITEMS)
+def test_leaves_come_back_as_they_were_stored(items: set[tuple[int, int]]) -> None:
+    tree, other = tree_of(items), DigestTree(BITS)
+    for first in range(0, 1 << BITS, 64):
+        other.unpack(first, tree.packed(first, 64))
+    assert other == tree
+
+
+def test_leaves_are_stored_little_endian() -> None:
+    tree = tree_of({(4, 0x0102)})
+    assert tree.packed(4, 2) == bytes((2, 1)) + bytes(14) + bytes((1,)) + bytes(15)
+
+
 @given(ITEMS, ITEMS)
 def test_what_comes_and_goes_leaves_no_trace(items: set[tuple[int, int]], others: set[tuple[int, int]]) -> None:
     tree = tree_of(items | others)

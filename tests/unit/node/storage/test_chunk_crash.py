@@ -27,6 +27,7 @@ from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_record import HEADER_BYTES
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.disk import Space
+from tests.unit.node.storage.naive_trees import check_trees, use_small_trees
 from tests.unit.node.storage.simulated_disk import Loss, SimulatedDisk
 
 References = dict[bytes, int]
@@ -174,6 +175,7 @@ async def check(
     for referrer in REFERRERS:
         listed = await store.list_referrer(referrer, None, 100_000)
         assert listed == sorted(chunk for chunk, state in found.items() if state and referrer in state), label
+    check_trees(store.trees(), found)
     store._catalog.ledger.check()
 
 
@@ -192,6 +194,7 @@ def losses(chance: random.Random, last_write: int) -> list[Loss]:
 def small_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_writer, "FLUSH_STATES", 12)
     monkeypatch.setattr(chunk_store_module, "READER_THREADS", 1)
+    use_small_trees(monkeypatch)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

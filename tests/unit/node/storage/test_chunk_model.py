@@ -24,11 +24,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from cluster.chunks.store import Reference
+from cluster.chunks.store import ChunkEntry, Reference
 from cluster.errors import Corrupt, Invalid, NotFound
 from node.storage import chunk_writer
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
+from tests.unit.node.storage.naive_trees import check_trees, use_small_trees
 from tests.unit.node.storage.simulated_disk import Loss, SimulatedDisk
 
 R = TypeVar("R")
@@ -41,6 +42,7 @@ NAMES = [blake3(payload).digest() for payload in PAYLOADS]
 
 numbers = st.integers(0, len(PAYLOADS) - 1)
 referrers = st.sampled_from(REFERRERS)
+copies_wanted = st.sampled_from([1, 2, 3, 255])
 
 
 class ManualClock:
@@ -74,6 +76,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         self.freed: dict[int, float] = {}
         self.damaged: set[int] = set()
         self.copied = 0
+        self.aged = 0
         self.skipped = False
         """Whether replay has passed over a damaged chunk, which leaves no record."""
         self.store = self.make()
@@ -101,7 +104,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
     # -- changes
 
-    @rule(number=numbers, referrer=referrers, replicas=st.integers(1, 255))
+    @rule(number=numbers, referrer=referrers, replicas=copies_wanted)
     def put(self, number: int, referrer: bytes, replicas: int) -> None:
         self.run(self.store.put(NAMES[number], PAYLOADS[number], Reference(referrer, replicas)))
         self.held.setdefault(number, {})[referrer] = replicas
@@ -121,7 +124,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
             self.freed.pop(number, None)
             self.damaged.discard(number)
 
-    @rule(number=numbers, referrer=referrers, replicas=st.integers(1, 255))
+    @rule(number=numbers, referrer=referrers, replicas=copies_wanted)
     def add_reference(self, number: int, referrer: bytes, replicas: int) -> None:
         added = self.run(self.store.add_reference(NAMES[number], Reference(referrer, replicas)))
         assert added == (number in self.held)
@@ -209,6 +212,35 @@ class StoreAgainstDict(RuleBasedStateMachine):
             self.disk.flip(path, found + chance % len(payload), 1 << chance % 8)
             self.damaged.add(number)
 
+    @rule(asked=st.lists(numbers, max_size=10))
+    def describe(self, asked: list[int]) -> None:
+        entries = self.run(self.store.describe([NAMES[number] for number in asked]))
+        assert entries == [
+            ChunkEntry(
+                NAMES[number],
+                len(PAYLOADS[number]),
+                tuple(Reference(*one) for one in sorted(self.held[number].items())),
+            )
+            if number in self.held
+            else None
+            for number in asked
+        ]
+
+    @rule(limit=st.integers(1, 4))
+    def list_references_in_pages(self, limit: int) -> None:
+        pairs: list[tuple[bytes, bytes]] = []
+        while True:
+            page = self.run(self.store.list_references(pairs[-1] if pairs else None, limit))
+            pairs += page
+            if len(page) < limit:
+                break
+        assert pairs == sorted((one, NAMES[number]) for number, references in self.held.items() for one in references)
+
+    @rule(number=numbers)
+    def list_a_leaf(self, number: int) -> None:
+        entries = self.run(self.store.list_partition(int.from_bytes(NAMES[number][:4]) >> 14, 18, None, 10))
+        assert [entry.chunk for entry in entries] == ([NAMES[number]] if number in self.held else [])
+
     # -- stops
 
     def reopen(self) -> None:
@@ -224,8 +256,9 @@ class StoreAgainstDict(RuleBasedStateMachine):
                 self.skipped = True
 
     def age(self) -> None:
-        """What the store may forget of its age when it does not stop cleanly lies between two records: put one."""
-        self.put(1, REFERRERS[0], 7)
+        """What the store may forget of its age when it does not stop cleanly lies between two records: put one, never the same twice."""
+        self.aged += 1
+        self.put(1, REFERRERS[0], 7 + self.aged % 2)
 
     @rule(tidy=st.booleans())
     def restart(self, tidy: bool) -> None:
@@ -290,6 +323,9 @@ class StoreAgainstDict(RuleBasedStateMachine):
         assert found == {NAMES[number]: references for number, references in self.held.items()}
         assert [entry.chunk for entry in entries] == sorted(found)
         assert all(entry.length == len(PAYLOADS[NAMES.index(entry.chunk)]) for entry in entries)
+        check_trees(self.store.trees(), found)
+        pairs = sorted((one, NAMES[number]) for number, references in self.held.items() for one in references)
+        assert self.run(self.store.list_references(None, 1000)) == pairs
         for referrer in REFERRERS:
             listed = self.run(self.store.list_referrer(referrer, None, 1000))
             assert listed == sorted(NAMES[number] for number, references in self.held.items() if referrer in references)
@@ -298,6 +334,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         assert statistics.live_bytes == sum(len(PAYLOADS[number]) for number in self.held)
         assert statistics.failure is None
         self.store._catalog.ledger.check()
+        self.store._catalog.trees.check()
 
     def run_begun(self) -> bool:
         return self.store._writer is not None
@@ -306,6 +343,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
 @pytest.mark.parametrize("flush_states", [3, 10_000])
 def test_the_store_is_a_dict(monkeypatch: pytest.MonkeyPatch, flush_states: int) -> None:
     monkeypatch.setattr(chunk_writer, "FLUSH_STATES", flush_states)
+    use_small_trees(monkeypatch)
     run_state_machine_as_test(
         StoreAgainstDict,
         settings=settings(
