@@ -182,7 +182,8 @@ class CoreView:
         return document
 
     async def jobs(self) -> JsonObject:
-        return {"jobs": [job._asdict() for job in self._jobs(self._require())]}
+        core = self._require()
+        return {"node": core.settings.name, "jobs": [job._asdict() for job in self._jobs(core)]}
 
     async def plan_layout(self, stage: Sequence[StagedNode]) -> JsonObject:
         core = self._require()

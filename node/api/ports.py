@@ -90,7 +90,7 @@ class ClusterView(Protocol):
         """``{"current": layout | null, "staged": change | null, ...}``."""
 
     async def jobs(self) -> JsonObject:
-        """``{"jobs": [{"name", "queue_length", "last_error", "waiting_for"}]}``: the background work of this node."""
+        """``{"node", "jobs": [{"name", "queue_length", "last_error", "waiting_for"}]}``: the background work of this node."""
 
     async def plan_layout(self, stage: Sequence[StagedNode]) -> JsonObject:
         """Stage the changes (none: those staged already) and answer what applying them would do."""
