@@ -314,6 +314,46 @@ class Holdfast:
         """Drop what is staged, or the change under way where it can still be taken back."""
         return await self._once("/v1/layout/abort", {})
 
+    # repair
+
+    async def repair(self) -> dict[str, Any]:
+        """``GET /v1/repair``: copies missing, what differs, rate and ETA, of the cluster and of each node."""
+        return await self._document("GET", "/v1/repair")
+
+    async def repair_run(self, *, scrub: bool = False) -> dict[str, Any]:
+        """Make all living nodes compare their copies now, and with ``scrub`` read and verify everything they hold, too. Returns at
+        once; ``nodes`` in the answer says which of them heard it."""
+        return await self._document("POST", "/v1/repair/run", {"scrub": scrub})
+
+    async def repair_pause(self) -> dict[str, Any]:
+        """Let repair and scrub rest on all living nodes."""
+        return await self._document("POST", "/v1/repair/pause", {})
+
+    async def repair_resume(self) -> dict[str, Any]:
+        return await self._document("POST", "/v1/repair/resume", {})
+
+    async def where_page(
+        self, name: str, *, offset: int = 0, length: int | None = None, limit: int | None = None
+    ) -> dict[str, Any]:
+        """One page of `where`, with the volume's ``etag``; ``next`` is where the following one begins, None at the end."""
+        query = {"offset": str(offset)}
+        query |= {} if length is None else {"length": str(length)}
+        query |= {} if limit is None else {"limit": str(limit)}
+        answer = (await self._transport.call(Call("GET", _path(name, "/where"), query=query))).document()
+        assert isinstance(answer, dict)
+        return answer
+
+    async def where(self, name: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Where the bytes of a volume lie, piece by piece: ``offset``, ``length``, ``chunk``, and the nodes that should hold it
+        (``due``), do (``held_by``), or did not answer (``unknown``). Holes have no piece."""
+        end = None if length is None else offset + length
+        at: int | None = offset
+        while at is not None:
+            page = await self.where_page(name, offset=at, length=None if end is None else end - at)
+            for piece in page["pieces"]:
+                yield piece
+            at = page.get("next")
+
     async def _document(self, method: str, path: str, document: Any = None) -> dict[str, Any]:
         answer = (await self._transport.call(Call(method, path, document=document))).document()
         return answer if isinstance(answer, dict) else {"items": answer}

@@ -20,6 +20,7 @@ from cluster.peer.jobs import JobState
 from cluster.register.quorum import majority
 from cluster.register.store import LEARNER
 from node.api.ports import JsonObject, Sample, StagedNode
+from node.repair_view import CoreRepairView, attention, is_healthy, totals_json
 from node.storage.chunk_expiry import ChunkExpiry
 
 GIB = 1 << 30
@@ -28,10 +29,13 @@ GIB = 1 << 30
 class CoreView:
     """See the module. ``core`` is called anew each time: a node's core is made again when its store begins a new life."""
 
-    def __init__(self, core: Callable[[], PeerCore | None], store: ChunkStore, expiry: ChunkExpiry) -> None:
+    def __init__(
+        self, core: Callable[[], PeerCore | None], store: ChunkStore, expiry: ChunkExpiry, repair: CoreRepairView
+    ) -> None:
         self._core = core
         self._store = store
         self._expiry = expiry
+        self._repair = repair
 
     # ClusterView
 
@@ -68,34 +72,40 @@ class CoreView:
         states = Counter(member.state.value for member in members.values())
         layout_names = set(state.members) if state else set()
         missing = sorted(name for name in layout_names if not core.installed.is_alive(name))
-        warnings = [f"node {name} is {members[name].state.value if name in members else 'unknown'}" for name in missing]
-        attention = list(warnings)
+        lines = [f"node {name} is {members[name].state.value if name in members else 'unknown'}" for name in missing]
         blocked = _blocked_partitions(state, core) if state else 0
         if state is None:
-            attention.append(f"no layout yet: waiting for {core.bootstrap.waiting_for}")
+            lines.append(f"no layout yet: waiting for {core.bootstrap.waiting_for}")
         if blocked:
-            attention.append(
+            lines.append(
                 f"{blocked} of {state.current.partitions if state else 0} partitions have no quorum: they can't be written"
             )
         joiners = core.governor.joiners() if state else {}
-        attention += [
-            f"node {name} waits to be taken into the layout: `holdfast layout plan`" for name in sorted(joiners)
-        ]
+        lines += [f"node {name} waits to be taken into the layout: `holdfast layout plan`" for name in sorted(joiners)]
         if state is not None and state.next is not None:
-            attention.append(f"layout {state.next.version} is being filled")
+            lines.append(f"layout {state.next.version} is being filled")
         learning = sum(record.standing == LEARNER for record in core.acceptor.standings().values())
         if learning:
-            attention.append(f"this node is relearning {learning} partitions")
+            lines.append(f"this node is relearning {learning} partitions")
         chunks = self._store.statistics()
         if chunks.failure:
-            attention.append(f"this node's chunk store has failed: {chunks.failure}")
+            lines.append(f"this node's chunk store has failed: {chunks.failure}")
+        summary = None
+        try:
+            summary = await self._repair.summary() if state else None
+        except TimeoutError:
+            lines.append("how repair goes is not known: the nodes did not say so in time")
+        if summary is not None:
+            lines += attention(summary, layout_names.difference(missing))
+        healthy = not lines and (summary is None or is_healthy(summary))
+        health = "healthy" if healthy else ("unavailable" if blocked or state is None else "degraded")
         if chunks.quarantined:
-            attention.append(f"{chunks.quarantined} damaged places in this node's log are set aside")
-        health = "healthy" if not attention else ("unavailable" if blocked or state is None else "degraded")
+            # Worth knowing about a disk, but no state of the data: what was lost there shows above until it is fetched again.
+            lines.append(f"{chunks.quarantined} damaged places in this node's log are set aside: watch its disk")
         return {
             "cluster_id": state.cluster_id.hex() if state else None,
             "health": health,
-            "attention": attention,
+            "attention": lines,
             "node": core.settings.name,
             "release": core.settings.release,
             "nodes": {
@@ -117,6 +127,7 @@ class CoreView:
                 "free_bytes": chunks.free_bytes,
                 "quarantined": chunks.quarantined,
             },
+            "repair": totals_json(summary) if summary is not None else None,
         }
 
     async def nodes(self) -> JsonObject:
@@ -172,9 +183,7 @@ class CoreView:
 
     async def jobs(self) -> JsonObject:
         core = self._require()
-        expiry = self._expiry
-        own = JobState(expiry.name, expiry.queue_length, expiry.last_error or "", expiry.waiting_for or "")
-        return {"jobs": [job._asdict() for job in (*core.jobs(), own)]}
+        return {"node": core.settings.name, "jobs": [job._asdict() for job in self._jobs(core)]}
 
     async def plan_layout(self, stage: Sequence[StagedNode]) -> JsonObject:
         core = self._require()
@@ -236,8 +245,16 @@ class CoreView:
         yield Sample("chunk_hedged_reads", "counter", "Reads that asked a second replica.", core.chunks.hedged_reads)
         yield Sample("chunk_damaged_reads", "counter", "Damaged copies met by reads.", core.chunks.damaged_reads)
         yield Sample("chunk_late_bytes", "gauge", "Payloads that wait for slow replicas.", core.chunks.late_bytes)
-        for job in core.jobs():
-            yield Sample("job_queue", "gauge", "Work waiting, by job.", job.queue_length, {"job": job.name})
+        for job in self._jobs(core):
+            labels = {"job": job.name}
+            yield Sample("job_queue", "gauge", "Work waiting, by job.", job.queue_length, labels)
+            yield Sample("job_failed", "gauge", "1 while a job's last work failed.", int(bool(job.last_error)), labels)
+
+    def _jobs(self, core: PeerCore) -> Iterator[JobState]:
+        """The core's, and those of this daemon's own storage."""
+        yield from core.jobs()
+        expiry = self._expiry
+        yield JobState(expiry.name, expiry.queue_length, expiry.last_error or "", expiry.waiting_for or "")
 
     def _estimated_bytes(self, core: PeerCore, layout: Layout) -> int | None:
         """Bytes of one copy of everything, judged by this node's share: chunks spread evenly over the partitions."""

@@ -32,6 +32,7 @@ from node.cluster_view import CoreView
 from node.config import Config
 from node.data_directory import DataDirectory
 from node.live_volumes import LiveVolumes
+from node.repair_view import CoreRepairView
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.disk import RealDisk
@@ -104,13 +105,16 @@ class Daemon:
             stack.push_async_callback(chunks.close)
             doors = Doors(TcpNetwork(), clock, threads, rng, registers, chunks)
             expiry = ChunkExpiry(chunks)
-            view = CoreView(lambda: self._core, chunks, expiry)
+            repair = CoreRepairView(lambda: None, lambda: None)
+            view = CoreView(lambda: self._core, chunks, expiry, repair)
             metrics = Metrics()
             metrics.add(view)
+            metrics.add(repair)
             token = BearerToken(config.api_token) if config.api_token else None
             api = Api(
                 volumes=LiveVolumes(lambda: self._core),
                 cluster=view,
+                repair=repair,
                 metrics=metrics,
                 token=token,
                 release=version("holdfast"),

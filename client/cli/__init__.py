@@ -1,7 +1,8 @@
 """The `holdfast` command.
 
 Reading order: `exit_codes` (the contract with scripts), `options` (what every command takes), `session` (one command's run:
-connection, errors, signals), `sizes`, `output` and `progress` (for people), then the commands: `app`, `volume`, `layout`, `dev`.
+connection, errors, signals), `sizes`, `output` and `progress` (for people), `durations` and `repair_report` too, then the
+commands: `app`, `status`, `volume`, `where`, `layout`, `repair` (with `repair_wait`), `dev`.
 Heavy modules (HTTP, tables, progress bars) are imported when a command needs them, so that help and completion are quick.
 """
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from client.cli import dev, layout, volume
+from client.cli import dev, layout, repair, status, volume, where
 from client.cli.exit_codes import EPILOG
 from client.cli.options import DEFAULT_TIMEOUT_S, Endpoint, Json, Timeout, TokenFile
 from client.cli.output import print_document, print_json
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(volume.app, name="volume")
 app.add_typer(layout.app, name="layout")
+app.add_typer(repair.app, name="repair")
 app.add_typer(dev.app, name="dev")
 
 
@@ -43,19 +44,8 @@ def root(
     """Volumes that stay alive while machines die: the command line of a Holdfast cluster."""
 
 
-@app.command(epilog=EPILOG)
-def status(
-    endpoint: Endpoint = None, token_file: TokenFile = None, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: Json = False
-) -> None:
-    """How the cluster is: nodes, layout, capacity, and what needs attention.
-
-    \b
-    Examples:
-      holdfast status
-      holdfast status --endpoint http://10.0.0.1:7480 --endpoint http://10.0.0.2:7480 --json
-    """
-    document = Session(endpoint, token_file, timeout, as_json).run(lambda holdfast: holdfast.status())
-    (print_json if as_json else print_document)(document)
+app.command(epilog=EPILOG)(status.status)
+app.command(epilog=EPILOG)(where.where)
 
 
 @app.command(epilog=EPILOG)

@@ -35,10 +35,13 @@ def print_note(text: str) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Left-aligned columns, two spaces apart, nothing cut: fit for eyes and for awk."""
+    print_lines(*table_lines(columns, rows))
+
+
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     table = [list(columns), *[list(row) for row in rows]]
     widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
-    for row in table:
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def print_document(document: Mapping[str, Any], *, indent: str = "") -> None:

@@ -1,10 +1,13 @@
-"""Progress of a transfer on standard error: bytes, rate, time left. Silent unless somebody watches."""
+"""Progress of a transfer, or of repair, on standard error: how far, rate, time left. Silent unless somebody watches."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+from client.cli.repair_report import movement
 
 
 @contextmanager
@@ -41,6 +44,34 @@ def transfer_progress(title: str, total: int | None, *, quiet: bool) -> Iterator
                 progress.update(task, completed=done)
             else:
                 progress.update(task, completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def repair_progress(*, quiet: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function to call with each new document of ``/v1/repair``: a bar of the copies that were missing and are back."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda document: None
+        return
+    from rich.console import Console  # as above: only for those who see it
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("missing copies", markup=False),
+        BarColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("comparing", total=None)
+        most = 0
+
+        def advance(document: Mapping[str, Any]) -> None:
+            nonlocal most
+            missing = document["copies_missing"]
+            most = max(most, missing)
+            words = f"{missing}, {movement(document)}" if missing else "none; comparing and verifying"
+            progress.update(task, total=most or None, completed=most - missing, description=words)
 
         yield advance
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DEFAULT_PASSES = 0
-"""m: full comparison passes that have been made. Replicas are not compared in the background yet, so there are none to speak of."""
+"""m where nobody says how many full comparisons have been made: a volume knows nothing of repair, whoever shows it does
+(``dataclasses.replace(volume.formulas, passes=m)``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Formulas:
 
     @property
     def comparisons(self) -> int:
-        """T: chunks compared in the last ``passes`` full passes."""
+        """T: chunks compared in ``passes`` full comparisons of all replicas."""
         return self.passes * self.chunks
 
     def to_json(self) -> dict[str, dict[str, int]]:

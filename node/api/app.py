@@ -23,8 +23,9 @@ from node.api.data_routes import SERVER, DataRoutes
 from node.api.health import Health
 from node.api.metrics import Metrics
 from node.api.openapi import openapi_document
-from node.api.ports import ClusterView, Volumes
+from node.api.ports import ClusterView, RepairView, Volumes
 from node.api.problem import RefusalError, internal_response, problem_response, refusal_response
+from node.api.repair_routes import RepairRoutes
 from node.api.request import ApiRequest, BrokenAnswerError, ClientGoneError
 from node.api.router import Route, Router
 from node.api.volume_routes import VolumeRoutes
@@ -41,7 +42,14 @@ class Api:
     """Everything behind the API port of one node. `handle` is what the server calls for each request."""
 
     def __init__(
-        self, *, volumes: Volumes, cluster: ClusterView, metrics: Metrics, token: BearerToken | None, release: str
+        self,
+        *,
+        volumes: Volumes,
+        cluster: ClusterView,
+        repair: RepairView,
+        metrics: Metrics,
+        token: BearerToken | None,
+        release: str,
     ) -> None:
         self.router = Router()
         self.metrics = metrics
@@ -51,9 +59,10 @@ class Api:
         self._token = token
         self._idle = asyncio.Event()
         self._idle.set()
-        VolumeRoutes(volumes).add_to(self.router)
-        DataRoutes(volumes, self._counters).add_to(self.router)
+        VolumeRoutes(volumes, repair.passes).add_to(self.router)
+        DataRoutes(volumes, self._counters, repair.passes).add_to(self.router)
         ClusterRoutes(cluster).add_to(self.router)
+        RepairRoutes(repair).add_to(self.router)
         Health(cluster, metrics, openapi_document(release)).add_to(self.router)
 
     async def wait_idle(self) -> None:

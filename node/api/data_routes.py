@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 
 import structlog
@@ -53,9 +54,10 @@ class _StalledError(Exception):
 class DataRoutes:
     """The handlers of ``/v1/volumes/{volume}/data``."""
 
-    def __init__(self, volumes: Volumes, counters: RequestCounters) -> None:
+    def __init__(self, volumes: Volumes, counters: RequestCounters, passes: Callable[[], int]) -> None:
         self._volumes = volumes
         self._counters = counters
+        self._passes = passes
 
     def add_to(self, router: Router) -> None:
         router.add("GET", "/v1/volumes/{volume}/data", self.get)
@@ -159,7 +161,7 @@ class DataRoutes:
             shape = volume_shape(fields)
             fields.finish()
             volume, created = await self._volumes.replace(name, request.body(), length, condition, **shape)
-            return volume_answer(volume, 201 if created else 200)
+            return volume_answer(volume, 201 if created else 200, self._passes())
         fields.finish()
         if len(places) > 1:
             raise Invalid("Content-Range is given twice", field=hdrs.CONTENT_RANGE)
@@ -174,7 +176,7 @@ class DataRoutes:
             if error.details.get("field") == "range":
                 raise _unsatisfiable(error) from None
             raise
-        return volume_answer(volume, 200)
+        return volume_answer(volume, 200, self._passes())
 
     async def _check_total(self, name: str, total: int, condition: Condition) -> None:
         """Refuse a ranged write that speaks of another size than the volume has, before its body is sent for."""

@@ -19,6 +19,7 @@ from cluster.volumes.names import (
     name_pattern,
 )
 from node.api.problem import PROBLEM_CONTENT_TYPE, PROBLEM_TYPE_PREFIX
+from node.api.repair_routes import WHERE_LIMIT, WHERE_PAGE
 from node.api.request import JSON_BODY_LIMIT
 from node.api.volume_routes import LIST_LIMIT
 
@@ -59,6 +60,19 @@ def openapi_document(release: str) -> Json:
                 "head": _head_data(),
                 "put": _write_data(),
             },
+            "/v1/volumes/{volume}/where": {"parameters": [_volume_name()], "get": _where()},
+            "/v1/repair": {
+                "get": _operation(
+                    "getRepair",
+                    "How the repair of the whole cluster goes",
+                    "repair",
+                    {"200": _json("What all nodes say of themselves", _ref("Repair"))},
+                    400,
+                )
+            },
+            "/v1/repair/run": {"post": _run_repair()},
+            "/v1/repair/pause": {"post": _control_repair("pauseRepair", "Let repair and scrub rest on all nodes")},
+            "/v1/repair/resume": {"post": _control_repair("resumeRepair", "Let repair and scrub go on on all nodes")},
             "/v1/cluster": {"get": _view("getCluster", "The cluster as a whole", "cluster")},
             "/v1/nodes": {"get": _view("listNodes", "The nodes and their states", "cluster")},
             "/v1/layout": {"get": _view("getLayout", "The layout, and what is staged", "layout")},
@@ -251,6 +265,34 @@ def _abort_layout() -> Json:
     )
 
 
+def _where() -> Json:
+    return _operation(
+        "whereIsVolume",
+        "On which nodes the bytes of a volume lie",
+        "repair",
+        {"200": _json("A page of pieces; holes have none", _ref("PiecePage"))},
+        *(400, 404),
+        parameters=[
+            _query("offset", {**_INTEGER, "minimum": 0, "default": 0}, "Begin at this byte"),
+            _query("length", {**_INTEGER, "minimum": 1}, "Only so many bytes from `offset` on"),
+            _query("limit", {**_INTEGER, "minimum": 1, "maximum": WHERE_LIMIT, "default": WHERE_PAGE}, "Pieces a page"),
+        ],
+    )
+
+
+def _run_repair() -> Json:
+    return _control_repair(
+        "runRepair",
+        "Compare all replicas now, and mend what differs",
+        body=_json_body("RepairRun", required=False),
+    )
+
+
+def _control_repair(operation_id: str, summary: str, **more: Any) -> Json:
+    answer = _json("What each living node did", _ref("RepairControl"))
+    return _operation(operation_id, summary, "repair", {"200": answer}, *(400, 413, 415), **more)
+
+
 def _metrics() -> Json:
     return _operation(
         "getMetrics",
@@ -290,6 +332,7 @@ def _schemas() -> Json:
             closed=True,
         ),
         "LayoutVersion": _object({"version": version}, "version", closed=True),
+        **_repair_schemas(),
         "Problem": _object(
             {
                 "type": {"type": "string", "format": "uri", "examples": [PROBLEM_TYPE_PREFIX + "not-found"]},
@@ -320,6 +363,89 @@ def _volume_schema() -> Json:
         "synchronisation": _object({"m": count, "T": count}, "m", "T"),
     }
     return _object(properties, *properties)
+
+
+def _repair_schemas() -> Json:
+    count = {**_INTEGER, "minimum": 0}
+    seconds = {"type": "number", "minimum": 0}
+    names = {"type": "array", "items": _STRING}
+    totals: Json = {
+        "health": {"type": "string", "enum": ["healthy", "degraded"]},
+        "copies_missing": {**count, "description": "Copies of chunks that are not where they belong"},
+        "copies_due": count,
+        "keys_diverged": count,
+        "chunks_diverged": count,
+        "oldest_divergence_s": {**_or_null(seconds), "description": "null: nothing has diverged"},
+        "handoffs": {**count, "description": "Copies kept for nodes that were absent"},
+        "rate_bytes_per_s": seconds,
+        "rate_chunks_per_s": seconds,
+        "eta_s": {**_or_null(seconds), "description": "null: nothing is missing, or nothing moves"},
+        "passes": {**count, "description": "Comparisons with all peers that every node has completed since its start"},
+        "paused": names,
+    }
+    scrub = {
+        "oldest_verification_s": {**seconds, "description": "Nothing was last read and verified longer ago"},
+        "verified_chunks": count,
+        "damaged_chunks": count,
+    }
+    counts = (
+        *("handoffs", "keys_diverged", "chunks_diverged", "refilling_partitions", "queue"),
+        *("copied_chunks", "copied_bytes", "passes", "verified_chunks", "damaged_chunks"),
+    )
+    told = {
+        **dict.fromkeys(counts, _or_null(count)),
+        **dict.fromkeys(("oldest_divergence_s", "rate_bytes_per_s", "oldest_verification_s"), _or_null(seconds)),
+        "paused": _or_null({"type": "boolean"}),
+        "last_error": _or_null(_STRING),
+    }
+    node = {
+        "name": _STRING,
+        "answered": {"type": "boolean", "description": "false: what it would have to tell is null"},
+        "copies_due": count,
+        "copies_missing": count,
+        **told,
+    }
+    done = {"name": _STRING, "done": {"type": "boolean"}, "error": _or_null(_STRING)}
+    piece = {
+        "offset": count,
+        "length": count,
+        "chunk": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "chunk_offset": count,
+        "due": {**names, "description": "Nodes that should hold the chunk"},
+        "held_by": {**names, "description": "Nodes that hold it"},
+        "unknown": {**names, "description": "Nodes that did not answer"},
+        "elsewhere": {**names, "description": "Those of `held_by` that are not due"},
+    }
+    page = {
+        "volume": _STRING,
+        "etag": _STRING,
+        "size": count,
+        "replicas": count,
+        "pieces": {"type": "array", "items": _object(piece, *piece)},
+        "next": {
+            **_or_null(count),
+            "description": "The next page's `offset`; `length` counts from there; null at the end",
+        },
+    }
+    whole: Json = {
+        **totals,
+        "scrub": _object(scrub, *scrub),
+        "nodes": {"type": "array", "items": _object(node, *node)},
+    }
+    control: Json = {"action": _STRING, "nodes": {"type": "array", "items": _object(done, *done)}}
+    return {
+        "Repair": _object(whole, *whole),
+        "RepairRun": _object(
+            {"scrub": {"type": "boolean", "default": False, "description": "Read and verify everything held, too"}},
+            closed=True,
+        ),
+        "RepairControl": _object(control, *control),
+        "PiecePage": _object(page, *page),
+    }
+
+
+def _or_null(schema: Json) -> Json:
+    return {**schema, "type": [schema["type"], "null"]}
 
 
 def _new_volume_properties() -> Json:

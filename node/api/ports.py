@@ -1,7 +1,7 @@
-"""What the API needs from the rest of the node, as protocols: the volumes, a view of the cluster, and counters to show.
+"""What the API needs from the rest of the node, as protocols: the volumes, views of the cluster and of repair, and counters to show.
 
-`Volumes` is met by `cluster.volumes.service.VolumeService`; `ClusterView` by whoever wires the node together; a `MetricSource` by
-any component with counters. The API holds no state of theirs.
+`Volumes` is met by `cluster.volumes.service.VolumeService`; `ClusterView` and `RepairView` by whoever wires the node together; a
+`MetricSource` by any component with counters. The API holds no state of theirs.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ClusterView(Protocol):
         """``{"current": layout | null, "staged": change | null, ...}``."""
 
     async def jobs(self) -> JsonObject:
-        """``{"jobs": [{"name", "queue_length", "last_error", "waiting_for"}]}``: the background work of this node."""
+        """``{"node", "jobs": [{"name", "queue_length", "last_error", "waiting_for"}]}``: the background work of this node."""
 
     async def plan_layout(self, stage: Sequence[StagedNode]) -> JsonObject:
         """Stage the changes (none: those staged already) and answer what applying them would do."""
@@ -103,6 +103,22 @@ class ClusterView(Protocol):
 
     def readiness(self) -> JsonObject:
         """``{"ready": bool, "reason": str | null, ...}``: whether this node has joined and knows a layout. Answers at once."""
+
+
+class RepairView(Protocol):
+    """How repair goes and where content lies, as JSON-able objects. Every method may raise NotReady while the node starts."""
+
+    async def repair(self) -> JsonObject:
+        """``{"health", "copies_missing", ..., "nodes": [...]}``: what all nodes say of themselves."""
+
+    async def control_repair(self, action: str) -> JsonObject:
+        """One of `cluster.repair.status.ACTIONS` to all living nodes: ``{"action", "nodes": [{"name", "done", "error"}]}``."""
+
+    async def where(self, name: str, offset: int, length: int | None, limit: int) -> JsonObject:
+        """``{"volume", ..., "pieces": [...], "next": offset | null}``. Raises NotFound, and Invalid for an offset past the end."""
+
+    def passes(self) -> int:
+        """Full comparisons made: m of the formula ``T = m * P``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import formatdate
 from functools import lru_cache
@@ -11,8 +12,9 @@ from urllib.parse import quote
 from cluster.volumes.volume import Volume
 
 
-def volume_json(volume: Volume) -> dict[str, Any]:
-    """The Volume object of the API: sizes in bytes, times in RFC 3339 (UTC), and the formulas P, R and T."""
+def volume_json(volume: Volume, passes: int) -> dict[str, Any]:
+    """The Volume object of the API: sizes in bytes, times in RFC 3339 (UTC), and the formulas P, R and T, the last with ``passes``
+    full comparisons made (m)."""
     return {
         "name": volume.name,
         "id": volume.id.hex(),
@@ -25,7 +27,7 @@ def volume_json(volume: Volume) -> dict[str, Any]:
         "created_at": _rfc3339(volume.created_at),
         "modified_at": _rfc3339(volume.modified_at),
         "map": {"inline": volume.map_inline},
-        **volume.formulas.to_json(),
+        **replace(volume.formulas, passes=passes).to_json(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,10 +30,11 @@ MAX_CHUNK_SIZE = 1 << 30
 
 
 class VolumeRoutes:
-    """The handlers; what a volume may be called and how it may be shaped is judged by the service."""
+    """The handlers; what a volume may be called and how it may be shaped is judged by the service. ``passes``: see `volume_json`."""
 
-    def __init__(self, volumes: Volumes) -> None:
+    def __init__(self, volumes: Volumes, passes: Callable[[], int]) -> None:
         self._volumes = volumes
+        self._passes = passes
 
     def add_to(self, router: Router) -> None:
         router.add("GET", "/v1/volumes", self.list)
@@ -49,7 +51,10 @@ class VolumeRoutes:
         limit = fields.integer("limit", minimum=1, maximum=LIST_LIMIT) or LIST_LIMIT
         fields.finish()
         page = await self._volumes.list(prefix=prefix, after=after, limit=limit)
-        return json_answer({"volumes": [volume_json(volume) for volume in page.volumes], "next": page.next_after})
+        passes = self._passes()
+        return json_answer(
+            {"volumes": [volume_json(volume, passes) for volume in page.volumes], "next": page.next_after}
+        )
 
     async def create(self, request: ApiRequest) -> web.Response:
         """``{name, size, chunk_size?, replicas?, durability?}`` -> 201; 409 when the volume exists."""
@@ -66,7 +71,7 @@ class VolumeRoutes:
             replicas=shape["replicas"],
             durability=shape["durability"] or DEFAULT_DURABILITY,
         )
-        return volume_answer(volume, 201)
+        return volume_answer(volume, 201, self._passes())
 
     async def show(self, request: ApiRequest) -> web.Response:
         Fields.of_query(request.raw_query).finish()
@@ -74,7 +79,7 @@ class VolumeRoutes:
         verdict = evaluate_read(request.headers, volume.etag, volume.modified_at)
         if verdict is not Verdict.PROCEED:
             return unmet_answer(verdict, volume)
-        return volume_answer(volume, 200)
+        return volume_answer(volume, 200, self._passes())
 
     async def resize(self, request: ApiRequest) -> web.Response:
         """``{size}``: up only. If-Match makes it conditional."""
@@ -83,7 +88,7 @@ class VolumeRoutes:
         fields = Fields.of_json(await request.json_object())
         size = fields.required_integer("size", minimum=0, maximum=MAX_VOLUME_BYTES)
         fields.finish()
-        return volume_answer(await self._volumes.resize(request.arguments[0], size, condition), 200)
+        return volume_answer(await self._volumes.resize(request.arguments[0], size, condition), 200, self._passes())
 
     async def delete(self, request: ApiRequest) -> web.Response:
         Fields.of_query(request.raw_query).finish()
@@ -100,12 +105,12 @@ def volume_shape(fields: Fields) -> dict[str, Any]:
     }
 
 
-def volume_answer(volume: Volume, status: int) -> web.Response:
+def volume_answer(volume: Volume, status: int, passes: int) -> web.Response:
     """The volume's JSON; with its place when it is new (201)."""
     headers = {"ETag": quoted_etag(volume)}
     if status == 201:
         headers["Location"] = location(volume)
-    return json_answer(volume_json(volume), status, headers)
+    return json_answer(volume_json(volume, passes), status, headers)
 
 
 def unmet_answer(verdict: Verdict, volume: Volume) -> web.Response:

@@ -214,6 +214,36 @@ class FakeCluster:
         return self.ready
 
 
+class FakeRepair:
+    """The view of repair: what was asked, and answers that a test puts in."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.error: Exception | None = None
+        self.document: JsonObject = {"health": "healthy", "copies_missing": 0}
+        self.made = 0
+
+    def passes(self) -> int:
+        return self.made
+
+    def _enter(self, call: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.calls.append(call)
+
+    async def repair(self) -> JsonObject:
+        self._enter("repair")
+        return self.document
+
+    async def control_repair(self, action: str) -> JsonObject:
+        self._enter(action)
+        return {"action": action, "nodes": []}
+
+    async def where(self, name: str, offset: int, length: int | None, limit: int) -> JsonObject:
+        self._enter((name, offset, length, limit))
+        return {"volume": name, "pieces": [], "next": None}
+
+
 @dataclass
 class Answer:
     status: int
@@ -275,6 +305,7 @@ class Connection:
 class Harness:
     volumes: FakeVolumes
     cluster: FakeCluster
+    repair: FakeRepair
     metrics: Metrics
     api: Api
     server: ApiServer
@@ -319,17 +350,18 @@ class Harness:
 
 
 async def start(token: str | None) -> Harness:
-    volumes, cluster, metrics = FakeVolumes(), FakeCluster(), Metrics()
+    volumes, cluster, repair, metrics = FakeVolumes(), FakeCluster(), FakeRepair(), Metrics()
     api = Api(
         volumes=volumes,
         cluster=cluster,
+        repair=repair,
         metrics=metrics,
         token=BearerToken(token) if token is not None else None,
         release="0.0.test",
     )
     server = ApiServer(api)
     await server.start("127.0.0.1", 0)
-    return Harness(volumes, cluster, metrics, api, server)
+    return Harness(volumes, cluster, repair, metrics, api, server)
 
 
 async def stop(harness: Harness) -> None:

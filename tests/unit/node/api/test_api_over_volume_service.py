@@ -103,7 +103,7 @@ async def real(http: Harness) -> AsyncIterator[Harness]:
     """The harness, its server replaced by one over a real service."""
     service = VolumeService(MemoryRegisters(), MemoryChunks(), SystemClock(), random.Random(1), node_count=lambda: 5)
     volumes: Volumes = service  # the type checker's word that the service meets the port
-    api = Api(volumes=volumes, cluster=http.cluster, metrics=Metrics(), token=None, release="1")
+    api = Api(volumes=volumes, cluster=http.cluster, repair=http.repair, metrics=Metrics(), token=None, release="1")
     server = ApiServer(api)
     await server.start("127.0.0.1", 0)
     fake, http.server = http.server, server
@@ -257,7 +257,7 @@ async def test_a_change_whose_client_broke_off_is_not_made(http: Harness, breaks
             condition_checked.set()
 
     service._change = watched  # type: ignore[method-assign, assignment]  # to know when it is over
-    api = Api(volumes=service, cluster=http.cluster, metrics=Metrics(), token=None, release="1")
+    api = Api(volumes=service, cluster=http.cluster, repair=http.repair, metrics=Metrics(), token=None, release="1")
     server = ApiServer(api)
     await server.start("127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
