@@ -231,3 +231,10 @@ async def content(service: VolumeService, name: str) -> bytes:
 
 async def put(service: VolumeService, name: str, data: bytes, **shape: int) -> None:
     await service.replace(name, body_of(data), len(data), chunk_size=shape.get("chunk_size", 4096), replicas=3)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the other tasks run until it holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for is any state of the cluster, not one event
+            await asyncio.sleep(0)

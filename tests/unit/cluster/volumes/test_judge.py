@@ -94,7 +94,7 @@ async def test_nothing_needed_is_ever_called_unnamed_while_writers_and_reclaimer
     await put(gateways[0], "a", b"".join(bytes([letter]) * CELL for letter in range(1, 40)))
     cluster.scatter(seed)
     working = True
-    answered = {verdict: 0 for verdict in Verdict}
+    answered = dict.fromkeys(Verdict, 0)
 
     async def reclaim(service: VolumeService) -> None:
         while working:

@@ -15,7 +15,15 @@ from cluster.volumes.names import MIN_CHUNK_BYTES
 from cluster.volumes.reference import data_referrer, new_write_id
 from cluster.volumes.service import VolumeService, VolumeSettings
 from cluster.volumes.sweep import UNIT_REFERENCES, UNIT_WRITES
-from tests.unit.cluster.volumes.memory_cluster import MemoryCluster, MemoryReferences, body_of, content, nothing, put
+from tests.unit.cluster.volumes.memory_cluster import (
+    MemoryCluster,
+    MemoryReferences,
+    body_of,
+    content,
+    nothing,
+    put,
+    until,
+)
 from tests.unit.cluster.volumes.naive_references import heads_of, needed_references
 
 CELL = MIN_CHUNK_BYTES
@@ -63,8 +71,7 @@ async def die_in_mid_put(cluster: MemoryCluster, name: str, count: int, number: 
     dead = cluster.gateway(number)
     before = cluster.chunks.puts
     task = asyncio.create_task(stuck_put(dead, name, letters(number, count)))
-    while cluster.chunks.puts < before + count or cluster.chunks.in_flight:
-        await asyncio.sleep(0)
+    await until(lambda: cluster.chunks.puts >= before + count and not cluster.chunks.in_flight)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -156,8 +163,7 @@ async def test_a_put_in_progress_is_kept_while_it_is_young() -> None:
         await go.wait()
 
     task = asyncio.create_task(writer.replace("v", body(), None, chunk_size=CELL, replicas=3))
-    while cluster.chunks.puts < 20:
-        await asyncio.sleep(0)
+    await until(lambda: cluster.chunks.puts >= 20)
     await due(cluster, service, 6 * HOUR)
     await due(cluster, service, HOUR - 10)
     go.set()
