@@ -45,6 +45,7 @@ class MemoryRegisters:
         self.before_read: Hook = nothing
         self.before_swing: Hook = nothing
         self.after_swing: Hook = nothing
+        self.before_scan: Hook = nothing
 
     async def read(self, key: RegisterKey) -> bytes | None:
         self.reads += 1
@@ -68,6 +69,7 @@ class MemoryRegisters:
 
     async def scan(self, table: str, partition_key: bytes, after: bytes, prefix: bytes, limit: int) -> MemoryScanPage:
         self.scans += 1
+        await self.before_scan(self.scans)
         entries = sorted(
             (key.sort, value)
             for key, value in self.values.items()
@@ -207,7 +209,8 @@ class MemoryCluster:
             for _turn in range(rng.randrange(most)):
                 await asyncio.sleep(0)
 
-        self.registers.before_read = self.registers.before_swing = self.registers.after_swing = wait
+        self.registers.before_read = self.registers.before_scan = wait
+        self.registers.before_swing = self.registers.after_swing = wait
         self.chunks.before_put = self.chunks.before_read = self.chunks.before_drop = wait
 
 
@@ -228,3 +231,10 @@ async def content(service: VolumeService, name: str) -> bytes:
 
 async def put(service: VolumeService, name: str, data: bytes, **shape: int) -> None:
     await service.replace(name, body_of(data), len(data), chunk_size=shape.get("chunk_size", 4096), replicas=3)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the other tasks run until it holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for is any state of the cluster, not one event
+            await asyncio.sleep(0)

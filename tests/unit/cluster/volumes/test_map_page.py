@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import msgpack
 import pytest
 from blake3 import blake3
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from cluster.volumes.page import (
     FAN_OUT,
     INTERIOR_LIMIT_BYTES,
     LEAF_EXTENTS,
+    PAGE_HEADER_BYTES,
     PAGE_LIMIT_BYTES,
     Interior,
     Leaf,
@@ -27,6 +30,7 @@ from cluster.volumes.page import (
     encode_interior,
     encode_leaf,
     encode_node,
+    page_start,
 )
 from cluster.volumes.volume_map import INLINE_LIMIT_BYTES, Root
 
@@ -116,6 +120,27 @@ def test_a_head_comes_back() -> None:
         entry = RetiredRoot(write(9), bytes(16), root, 5, 4096, 3, 7.25)
         value = head(root, (entry, entry))
         assert decode_head(encode_head(value)) == value
+        value = replace(value, fenced=(write(3), write(4)), fences=70)
+        assert decode_head(encode_head(value)) == value
+
+
+def test_a_head_of_before_there_were_fences_has_none_and_unknown_items_are_ignored() -> None:
+    value = head(Root(b"inline"))
+    items = msgpack.unpackb(encode_head(value))
+    assert len(items) == 17
+    assert decode_head(msgpack.packb(items[:15])) == value
+    assert decode_head(msgpack.packb([*items, "news"])) == value
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.one_of(leaves(), interiors()))
+def test_the_beginning_of_a_page_says_where_it_starts(page: tuple[int, Leaf | Interior]) -> None:
+    start, node = page
+    data = encode_node(node, start)
+    assert page_start(data[:PAGE_HEADER_BYTES]) == start
+    for damaged in (data[: PAGE_HEADER_BYTES - 1], b"x" + data[1:], data[:4] + b"\x09" + data[5:]):
+        with pytest.raises(Corrupt):
+            page_start(damaged)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x90", b"\xc1", b"\x91\x02", encode_head(head(Root()))[:-1], b"\x01"])

@@ -391,3 +391,48 @@ async def test_a_page_goes_after_all_that_is_below_it() -> None:
         pass
     assert pages > 3
     assert cluster.chunks.payloads == {}
+
+
+async def test_what_failed_is_tried_again_at_once_when_a_node_has_come_back() -> None:
+    cluster = MemoryCluster(settings=VolumeSettings(leaf_extents=2, retired_grace_s=60))
+    service = cluster.gateway()
+    await put(service, "v", pattern(1, 3 * CELL))
+    await put(service, "v", pattern(2, CELL))
+    await put(service, "young", pattern(3, CELL))
+
+    async def refuse(_: int) -> None:
+        raise QuorumUnavailable("a node is away")
+
+    cluster.chunks.before_drop = refuse
+    cluster.clock.now += 61
+    with pytest.raises(NoSpace):
+        await fail_in_the_middle(cluster, service)
+    for _ in range(8):
+        cluster.clock.now += 300
+        while await service.reclaimer.run_due():
+            pass
+    await put(service, "young", pattern(4, CELL))
+    assert service.jobs()[0].queue_length == 3
+    cluster.chunks.before_drop = lambda _: asyncio.sleep(0)
+    assert not await service.reclaimer.run_due()
+    service.reclaimer.retry_now()
+    while await service.reclaimer.run_due():
+        pass
+    (young,) = [head for head in heads_of(cluster) if head.retired]
+    assert young.name == "young"  # waits for its grace, not for a retry
+    assert service.jobs()[0].queue_length == 1
+    assert cluster.chunks.all_references() == needed_references(cluster)
+
+
+async def fail_in_the_middle(cluster: MemoryCluster, service: VolumeService) -> None:
+    puts = cluster.chunks.puts
+
+    async def full(number: int) -> None:
+        if number == puts + 2:
+            raise NoSpace("full")
+
+    cluster.chunks.before_put = full
+    try:
+        await service.replace("v", body_of(pattern(8, CELL), pattern(9, CELL)), None)
+    finally:
+        cluster.chunks.before_put = lambda _: asyncio.sleep(0)

@@ -322,6 +322,46 @@ async def test_listing_is_exact_page_by_page() -> None:
         await service.list(prefix="UPPER")
 
 
+@pytest.mark.parametrize("leaf_extents", [2, 1000])
+async def test_pieces_say_where_every_byte_is(leaf_extents: int) -> None:
+    cluster = MemoryCluster(settings=VolumeSettings(leaf_extents=leaf_extents))
+    service = cluster.gateway()
+    data = bytearray(random.Random(1).randbytes(20 * CELL + 7))
+    data[3 * CELL : 9 * CELL] = bytes(6 * CELL)
+    await put(service, "v", bytes(data))
+    await service.write_range("v", 100, body_of(b"x" * CELL), CELL)
+    data[100 : 100 + CELL] = b"x" * CELL
+    for limit in (1, 3, 1000):
+        found = bytearray(len(data))
+        start: int | None = 0
+        while start is not None:
+            page = await service.pieces("v", start, limit)
+            assert page.volume == await service.show("v")
+            assert len(page.pieces) <= limit
+            assert page.next_start is None or len(page.pieces) == limit
+            for piece in page.pieces:
+                payload = cluster.chunks.payloads[piece.chunk]
+                part = payload[piece.chunk_offset : piece.chunk_offset + piece.length]
+                assert len(part) == piece.length > 0
+                found[piece.offset : piece.offset + piece.length] = part
+            start = page.next_start
+        assert found == data
+    last = await service.pieces("v", len(data) - 1)
+    assert [(piece.offset, piece.length, piece.chunk_offset) for piece in last.pieces] == [(len(data) - 1, 1, 6)]
+    assert (await service.pieces("v", 1 << 40)).pieces == []
+    for arguments in ((-1, 5), (0, 0), (0, 1001)):
+        with pytest.raises(Invalid):
+            await service.pieces("v", *arguments)
+    with pytest.raises(NotFound):
+        await service.pieces("w")
+
+
+async def test_a_put_that_creates_a_volume_claims_its_name_first() -> None:
+    cluster = MemoryCluster()
+    await put(cluster.gateway(), "v", b"first")
+    assert (cluster.registers.reads, cluster.chunks.puts, cluster.registers.swings) == (1, 1, 2)
+
+
 async def test_show_reports_the_formulas() -> None:
     service = MemoryCluster().gateway()
     volume = await service.create("v", 10 * CELL + 1, chunk_size=CELL, replicas=3)
