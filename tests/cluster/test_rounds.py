@@ -35,7 +35,9 @@ async def test_rounds_of_trouble(make_cluster: MakeCluster) -> None:
                 kind, victim = rng.choice(KINDS), rng.choice(cluster.names)
                 counts[kind] += 1
                 away_s = rng.choice((0.2, 1.0, 4.0))
-                print(f"round {number} after {time.monotonic() - began:.0f} s: {kind} {victim} for {away_s} s", flush=True)
+                print(
+                    f"round {number} after {time.monotonic() - began:.0f} s: {kind} {victim} for {away_s} s", flush=True
+                )
                 daemon = cluster[victim]
                 if kind == "freeze":
                     daemon.freeze()

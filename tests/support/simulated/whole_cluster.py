@@ -183,7 +183,6 @@ class WholeCluster:
             and all(core.copier.queue_length == 0 and not core.attestation.unconfirmed for core in cores)
         )
 
-
     def converged(self) -> bool:
         """Settled, and every replica holds the same: chunks and references just where they belong, registers at equal versions."""
         if not self.settled():
@@ -192,7 +191,11 @@ class WholeCluster:
         layout = next(iter(living.values())).running.installed.require().current
         holders = {name: m for name, m in living.items() if layout.node(name) is not None}
         for partition in range(layout.partitions):
-            held = [holders[name].registers.registers.get(partition, {}) for name in layout.replicas(partition) if name in holders]
+            held = [
+                holders[name].registers.registers.get(partition, {})
+                for name in layout.replicas(partition)
+                if name in holders
+            ]
             if any(registers != held[0] for registers in held[1:]):
                 return False
         members = [m.registers.registers.get(META_PARTITION, {}) for m in holders.values()]

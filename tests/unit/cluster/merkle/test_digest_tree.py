@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +19,16 @@ from cluster.merkle.identity import (
     register_place,
 )
 
-BITS = 8
-ITEMS = st.sets(st.tuples(st.integers(0, 2**BITS - 1), st.integers(0, DIGEST_MASK)), max_size=60)
+BITS = 9
+"""So that there are kept nodes, and levels above and below them."""
+
+
+def item(leaf: int, number: int) -> tuple[int, int]:
+    """A place and a digest that depends on it, as real ones do: equal digests in two places would cancel out above them."""
+    return leaf, int.from_bytes(blake3(f"{leaf} {number}".encode()).digest(length=8))
+
+
+ITEMS = st.sets(st.builds(item, st.integers(0, 2**BITS - 1), st.integers(0, 3)), max_size=60)
 
 
 def tree_of(items: set[tuple[int, int]], bits: int = BITS) -> DigestTree:

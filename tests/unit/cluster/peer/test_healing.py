@@ -191,9 +191,7 @@ def test_a_node_that_stays_away_is_moved_out_and_taken_in_again() -> None:
         await cluster.machines["n5"].kill()
         await asyncio.sleep(20)
         assert cluster["n1"].installed.require().current.node("n5") is not None
-        await cluster.until(
-            lambda: cluster["n1"].installed.require().current.node("n5") is None, "n5 is moved out", 60
-        )
+        await cluster.until(lambda: cluster["n1"].installed.require().current.node("n5") is None, "n5 is moved out", 60)
         living = [machine for name, machine in cluster.machines.items() if name != "n5"]
         await cluster.until(cluster.converged, "the others hold all copies", CONVERGED_S)
         for machine in living:
