@@ -203,8 +203,8 @@ class Copier:
             else state.current.replicas(partition)
         )
         others = [name for name in group if name != self._me]
-        needed = _sources_needed(group, self._me)
         before = self._acceptor.state(partition)
+        needed = _sources_needed(group, self._me, remembers=before.standing == VOTER)
         if before.standing == LEARNER:
             # A source that does not know yet that this disk is new could still count votes of the one before it.
             others = [name for name in others if self._confirmed(name)]
@@ -263,21 +263,21 @@ class Copier:
 
     async def _fill(self, partition: int, state: LayoutState) -> None:
         if partition != META_PARTITION:
-            await self._copy_chunks(partition, state)
+            await self._copy_chunks(partition, state, remembers=partition not in self._refill)
         if self._epoch != state.epoch:
             raise StaleLayout("the layout changed while a partition was copied", version=self._epoch)
         self._done.add(partition)
 
     async def _refill_one(self, partition: int, state: LayoutState) -> None:
-        await self._copy_chunks(partition, state)
+        await self._copy_chunks(partition, state, remembers=False)
         self._refill.discard(partition)
 
-    async def _copy_chunks(self, partition: int, state: LayoutState) -> None:
+    async def _copy_chunks(self, partition: int, state: LayoutState, *, remembers: bool) -> None:
         """Fetch what the replicas in force hold and this node should."""
         layout = state.current
         group = layout.replicas(partition)
         others = [name for name in group if name != self._me]
-        needed = min(len(others), _sources_needed(group, self._me))
+        needed = min(len(others), _sources_needed(group, self._me, remembers=remembers))
         listed = 0
         trouble: dict[str, str] = {}
         for name in layout.placement(partition, MOST_COPIES):
@@ -355,10 +355,13 @@ class Copier:
         return self.progress()
 
 
-def _sources_needed(group: Sequence[str], me: str) -> int:
-    """From how many others in a group one must copy to have met every quorum: a majority; or, for a member of the group that
-    has forgotten, so many that any quorum which once counted its vote has a source among its other members."""
-    return len(group) - majority(len(group)) + 1 if me in group else majority(len(group))
+def _sources_needed(group: Sequence[str], me: str, *, remembers: bool) -> int:
+    """From how many others in a group one must copy to have met every quorum: a majority. A member of the group that has what it was
+    given counts itself; one that has forgotten needs so many that any quorum which once counted its vote has a source among its
+    other members."""
+    if me not in group:
+        return majority(len(group))
+    return majority(len(group)) - 1 if remembers else len(group) - majority(len(group)) + 1
 
 
 def _due(state: LayoutState, me: str) -> set[int]:

@@ -76,7 +76,7 @@ class MemoryChunkStore:
         names = sorted(
             chunk
             for chunk in self.disk
-            if chunk_partition(chunk, bits) == partition and (after is None or chunk > after)
+            if int.from_bytes(chunk[:4]) >> (32 - bits) == partition and (after is None or chunk > after)
         )
         return [self._entry(chunk) for chunk in names[:limit]]
 

@@ -14,7 +14,10 @@ from cluster.layout.ring import chunk_partition
 from cluster.peer.core import Doors, NewLifeError, PeerCore
 from cluster.peer.settings import PeerSettings
 from cluster.repair.settings import RepairSettings
+from cluster.volumes.map_difference import all_references
+from cluster.volumes.page_store import PageStore
 from cluster.volumes.service import VolumeSettings
+from cluster.volumes.volume_map import Geometry
 from cluster.register.view import META_PARTITION
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
 from tests.support.simulated.memory_store import DiskContent, MemoryRegisterStore
@@ -213,6 +216,44 @@ class WholeCluster:
             if set(by_node) != {name for name in due if name in holders} or any(r != first for r in by_node.values()):
                 return False
         return True
+
+    async def needed(self) -> set[tuple[bytes, bytes]]:
+        """The references that the volumes' live roots name: a mark by walking all of them."""
+        core = next(machine.core for machine in self.machines.values() if machine.core is not None)
+        found: set[tuple[bytes, bytes]] = set()
+        after = ""
+        while True:
+            page = await core.volumes.list(after=after)
+            for volume in page.volumes:
+                head = (await core.volumes._heads.read(volume.name)).live
+                if head is None:
+                    continue
+                span = Geometry(head.chunk_size, core.volumes.settings.leaf_extents).root_span(head.size)
+                node = head.root.node(span)
+                pages = PageStore(core.volumes._cache, head.replicas)
+                if node is not None:
+                    async for reference in all_references(node, 0, span, head.chunk_size, pages):
+                        found.add((reference.chunk, reference.referrer))
+            if page.next_after is None:
+                return found
+            after = page.next_after
+
+    def held(self) -> set[tuple[bytes, bytes]]:
+        """The references that anybody holds."""
+        return {
+            (chunk, referrer)
+            for machine in self.machines.values()
+            if machine.core is not None
+            for chunk, (_, references) in machine.chunks.items()
+            for referrer in references
+        }
+
+    async def until_clean(self, deadline_s: float = 600.0) -> None:
+        """Wait until everything has converged, and what is held is exactly what the volumes need: no leak, nothing that came back."""
+        await self.until(self.converged, "all replicas are equal", deadline_s)
+        needed = await self.needed()
+        await self.until(lambda: self.held() == needed, "only what is needed is held", deadline_s)
+        await self.until(self.converged, "all replicas are equal again", deadline_s)
 
 
 async def body(data: bytes, piece: int = 10_000) -> AsyncIterator[bytes]:

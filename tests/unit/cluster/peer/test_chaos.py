@@ -1,7 +1,8 @@
 """Random deaths, freezes, lost disks, joins and removals under writers and readers: nothing acknowledged is lost, nothing wrong is read.
 
 Every writer owns a volume and writes versions of it that tell their number. A reader must find a version that is not older than the
-last one acknowledged before it began, and not newer than the last one begun before it ended. One thing is broken at a time.
+last one acknowledged before it began, and not newer than the last one begun before it ended. One thing is broken at a time. In the end
+all replicas are equal and hold exactly what the volumes need.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ class Chaos:
                     await self.break_something(number)
                 self.stopping = True
             await self.cluster.until(self.cluster.settled, "whole at the end", 240)
+            await self.cluster.until_clean()
             for machine in self.cluster.machines.values():
                 for volume in self.volumes:
                     await self.read(machine, volume, must=True)
