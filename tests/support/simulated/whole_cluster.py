@@ -163,7 +163,9 @@ class WholeCluster:
             if machine._task is not None:
                 await machine.kill()
 
-    async def until(self, condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> None:
+    async def until(
+        self, condition: Callable[[], Any], what: str, deadline_s: float = 60.0, step_s: float = 0.05
+    ) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline_s
         while not condition():
@@ -171,7 +173,7 @@ class WholeCluster:
             for machine in self.machines.values():
                 if machine._task is not None and machine._task.done():
                     machine._task.result()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(step_s)
 
     def settled(self) -> bool:
         """No change under way, nobody learning, everybody at one epoch."""
@@ -250,10 +252,10 @@ class WholeCluster:
 
     async def until_clean(self, deadline_s: float = 600.0) -> None:
         """Wait until everything has converged, and what is held is exactly what the volumes need: no leak, nothing that came back."""
-        await self.until(self.converged, "all replicas are equal", deadline_s)
+        await self.until(self.converged, "all replicas are equal", deadline_s, step_s=1)
         needed = await self.needed()
-        await self.until(lambda: self.held() == needed, "only what is needed is held", deadline_s)
-        await self.until(self.converged, "all replicas are equal again", deadline_s)
+        await self.until(lambda: self.held() == needed, "only what is needed is held", deadline_s, step_s=1)
+        await self.until(self.converged, "all replicas are equal again", deadline_s, step_s=1)
 
 
 async def body(data: bytes, piece: int = 10_000) -> AsyncIterator[bytes]:

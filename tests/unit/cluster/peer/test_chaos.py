@@ -72,7 +72,7 @@ class Chaos:
                         await put(machine.running, volume.name, content(volume.name, number))
                     volume.acknowledged = number
                     self.writes += 1
-                except (HoldfastError, asyncio.CancelledError) as error:
+                except (HoldfastError, TimeoutError, asyncio.CancelledError) as error:
                     if isinstance(error, asyncio.CancelledError) and machine.core is not None:
                         raise
                     self.failures += 1
@@ -92,7 +92,7 @@ class Chaos:
                 data = await get(machine.running, volume.name)
         except NotFound:
             data = b"#0"
-        except HoldfastError:
+        except (HoldfastError, TimeoutError):
             assert not must
             self.failures += 1
             return

@@ -272,7 +272,7 @@ async def test_a_change_whose_client_broke_off_is_not_made(http: Harness, breaks
             writer.write_eof()
         held.set()
         await condition_checked.wait()
-    assert bool(registers.values) is not breaks_off
+    assert bool((await service.list()).volumes) is not breaks_off
     if not breaks_off:
         assert (await reader.readline()).startswith(b"HTTP/1.1 201")
     writer.close()
