@@ -17,8 +17,8 @@ from cluster.merkle.digest_tree import DIGEST_MASK, DigestTree
 from cluster.merkle.identity import CHUNK_LEAF_BITS
 from node.storage.chunk_state import LeafChanges
 
-RUN_LEAVES: Final = 32
-"""Leaves in a row of the index: 512 bytes, some 7 rows a page. Fewer would make many rows, more would rewrite more for one chunk."""
+RUN_LEAVES: Final = 256
+"""Leaves in a row of the index: 4 KiB, a page of the database, of which SQLite never writes less."""
 
 
 class TreeRun(NamedTuple):
@@ -44,7 +44,7 @@ class ChunkTrees:
         self._sizes: dict[int, int] = {}
         """Copies -> chunks in the tree."""
         self._changed: set[tuple[int, int]] = set()
-        """(copies, run) in which the index differs."""
+        """(copies, leaf) in which the index differs."""
 
     @classmethod
     def loaded(cls, rows: Iterable[TreeRun]) -> ChunkTrees:
@@ -60,20 +60,21 @@ class ChunkTrees:
 
     def change(self, changes: LeafChanges) -> None:
         """Take over what durable records change."""
+        total = self.sum
         for (copies, leaf), (digest, count) in changes.items():
             tree = self.by_copies.get(copies) or self._tree(copies)
             tree.change(leaf, digest, count)
-            self._changed.add((copies, leaf // RUN_LEAVES))
-            self.sum += digest
+            total += digest
             if count:
                 self.count += count
                 self._sizes[copies] += count
-        self.sum &= DIGEST_MASK
+        self.sum = total & DIGEST_MASK
+        self._changed.update(changes)
 
     def freeze(self) -> list[TreeRun]:
         """What the index lacks, as it is now. Trees without chunks go."""
         rows = []
-        for copies, run in sorted(self._changed):
+        for copies, run in sorted({(copies, leaf // RUN_LEAVES) for copies, leaf in self._changed}):
             leaves = self.by_copies[copies].packed(run * RUN_LEAVES, RUN_LEAVES)
             rows.append(TreeRun(copies, run, b"" if leaves == _EMPTY_RUN else leaves))
         self._changed = set()
