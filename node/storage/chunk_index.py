@@ -29,7 +29,7 @@ import sqlite_utils
 from crc32c import crc32c
 
 from node.storage.chunk_state import ChunkState, ReferenceState
-from node.storage.chunk_trees import RUN_LEAVES, ChunkTrees, TreeRun
+from node.storage.chunk_trees import RUN_LEAVES, ChunkTrees, TreeChanges, TreeRun
 from node.storage.file_ledger import FileAccount
 
 SCHEMA_VERSION = 2
@@ -62,6 +62,7 @@ CREATE TABLE referrers (referrer BLOB NOT NULL, chunk BLOB NOT NULL, PRIMARY KEY
 CREATE TABLE tree (
     copies INTEGER NOT NULL, run INTEGER NOT NULL, leaves BLOB NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (copies, run)
 ) WITHOUT ROWID, STRICT;
+CREATE TABLE tree_news (number INTEGER PRIMARY KEY, leaves BLOB NOT NULL, crc INTEGER NOT NULL) STRICT;
 """
 
 
@@ -98,7 +99,7 @@ class Snapshot:
     accounts: list[FileAccount] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
-    trees: list[TreeRun] = field(default_factory=list)
+    trees: TreeChanges = field(default_factory=TreeChanges)
     tree_sum: int = 0
     tree_count: int = 0
 
@@ -140,12 +141,19 @@ def _tree_row(run: TreeRun) -> tuple[int, int, bytes, int]:
     return (*run, crc32c(_RUN.pack(run.copies, run.run) + run.leaves))
 
 
-def _trees(rows: Sequence[tuple[int, int, bytes, int]], tree_sum: bytes, tree_count: int) -> ChunkTrees:
+def _trees(
+    runs: Sequence[tuple[int, int, bytes, int]], news: Sequence[tuple[bytes, int]], tree_sum: bytes, tree_count: int
+) -> ChunkTrees:
     """The trees of all rows, if they are whole."""
-    for copies, run, leaves, crc in rows:
+    for copies, run, leaves, crc in runs:
         if len(leaves) != 16 * RUN_LEAVES or crc32c(_RUN.pack(copies, run) + leaves) != crc:
             raise IndexDamaged("a row of the trees does not match its checksum")
-    trees = ChunkTrees.loaded([TreeRun(copies, run, leaves) for copies, run, leaves, _ in rows])
+    for leaves, crc in news:
+        if crc32c(leaves) != crc:
+            raise IndexDamaged("a row of the trees' news does not match its checksum")
+    trees = ChunkTrees.loaded(
+        [TreeRun(copies, run, leaves) for copies, run, leaves, _ in runs], [leaves for leaves, _ in news]
+    )
     if trees.count != tree_count or trees.sum.to_bytes(8, "little") != tree_sum:
         raise IndexDamaged("the rows of the trees do not add up to their totals")
     return trees
@@ -331,6 +339,7 @@ class ChunkIndex:
             files = connection.execute("SELECT number, salt, size, live, live_bytes, covers FROM files").fetchall()
             damages = connection.execute("SELECT file, offset, length, chunk, reason FROM damage").fetchall()
             runs = connection.execute("SELECT copies, run, leaves, crc FROM tree").fetchall()
+            news = connection.execute("SELECT leaves, crc FROM tree_news ORDER BY number").fetchall()
         if state is None:
             raise IndexDamaged("the index has no state row")
         try:
@@ -348,7 +357,7 @@ class ChunkIndex:
             state[5],
             accounts,
             [Damage(*row) for row in damages],
-            _trees(runs, state[6], state[7]),
+            _trees(runs, news, state[6], state[7]),
             sealed,
         )
 
@@ -464,12 +473,17 @@ class ChunkIndex:
 
     @staticmethod
     def _write_trees(connection: sqlite3.Connection, snapshot: Snapshot) -> None:
-        rows = [_tree_row(run) for run in snapshot.trees if run.leaves]
+        news, runs, folded = snapshot.trees
+        if news:
+            connection.execute("INSERT INTO tree_news (leaves, crc) VALUES (?, ?)", (news, crc32c(news)))
+        if folded:
+            connection.execute("DELETE FROM tree_news")
+        rows = [_tree_row(run) for run in runs if run.leaves]
         for width, values in _cut(rows):
             connection.execute(f"INSERT OR REPLACE INTO tree VALUES {','.join(['(?,?,?,?)'] * width)}", values)
         connection.executemany(
             "DELETE FROM tree WHERE copies = ? AND run = ?",
-            [(run.copies, run.run) for run in snapshot.trees if not run.leaves],
+            [(run.copies, run.run) for run in runs if not run.leaves],
         )
 
     def checkpoint(self) -> None:

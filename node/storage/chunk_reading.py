@@ -6,10 +6,11 @@ A place is read twice before it is called damaged, so that a fault on the way fr
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import NamedTuple
 
 from node.storage.chunk_log import LogFiles
-from node.storage.chunk_record import BLOCK, Kind, blocks_match, parse_header, payload_start
+from node.storage.chunk_record import BLOCK, Kind, blocks_match, parse_header, payload_start, put_size
 from node.storage.chunk_state import ChunkState
 
 POSITION_CACHE_BYTES = 16 * 1024 * 1024
@@ -144,6 +145,24 @@ class ChunkReading:
         position = self.locate(chunk, state)
         self.read(position, 0, position.length)
         return position
+
+    def verify_on_disk(self, chunk: bytes, state: ChunkState) -> None:
+        """As `verify`, but of what the disk holds, not of what memory remembers of it; and leaves none of it in memory. Raises Damaged."""
+        try:
+            self._drop_cached(state)
+            self.verify(chunk, state)
+        except Damaged:  # its second look was at the same bytes in memory
+            self._drop_cached(state)
+            self.verify(chunk, state)
+        self._drop_cached(state)
+
+    def _drop_cached(self, state: ChunkState) -> None:
+        with suppress(OSError):  # the read that follows finds out
+            descriptor = self._files.pin(state.file)
+            try:
+                self._disk.drop_cached(descriptor, put_size(state.length), state.offset)
+            finally:
+                self._files.unpin(state.file)
 
     def _pread(self, file: int, length: int, offset: int) -> bytes:
         descriptor = self._files.pin(file)

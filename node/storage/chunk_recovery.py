@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from cluster.chunks.store import StoreFailed
+from cluster.chunks.store import PAYLOAD_LIMIT, StoreFailed
 from node.storage.chunk_catalog import ChunkCatalog
 from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, IndexState
 from node.storage.chunk_log import ChunkLog, LogFiles, LogFull, file_number
@@ -26,6 +26,8 @@ from node.storage.chunk_record import (
     Record,
     pack_header,
     parse_file_header,
+    parse_header,
+    payload_start,
     put_size,
     record_size,
 )
@@ -290,7 +292,9 @@ class ChunkRecovery:
                 and (state := change.get(record.chunk)) is not None
             ):
                 size = put_size(state.length)
-                catalog.set_aside(Damage(state.file, state.offset, size, record.chunk, "set aside by an earlier run"))
+                self._set_aside(
+                    Damage(state.file, state.offset, size, record.chunk, "set aside by an earlier run")
+                )  # reported again: that run may have ended before anybody could act on it
             change.apply(record, number, offset)
             self._found.age_ms = max(self._found.age_ms, record.stamp)
         last, record = group[-1]
@@ -301,9 +305,23 @@ class ChunkRecovery:
             catalog.flushed()
 
     def _damaged(self, number: int, gap: Gap, reason: str) -> None:
-        damage = Damage(number, gap.offset, gap.length, b"", reason)
+        self._set_aside(Damage(number, gap.offset, gap.length, self._named(number, gap), reason))
+
+    def _set_aside(self, damage: Damage) -> None:
         if self._catalog.set_aside(damage):
             self._found.new_damages.append(damage)
+
+    def _named(self, number: int, gap: Gap) -> bytes:
+        """The chunk at the start of a gap, if only its payload is damaged; else b""."""
+        descriptor = self._files.pin(number)
+        try:
+            header = self._disk.pread(descriptor, min(gap.length, payload_start(PAYLOAD_LIMIT)), gap.offset)
+        except OSError:
+            return b""
+        finally:
+            self._files.unpin(number)
+        record = parse_header(header, 0, gap.offset, self._salts[number])
+        return record.chunk if record is not None and record.kind == Kind.PUT else b""
 
     def _mend(self, descriptor: int, salt: int, batch: int, end: int, torn: list[Gap], cut: int) -> None:
         """Make the newest file end with its last whole record, without holes, and durable."""

@@ -2,8 +2,8 @@
 
 The event loop's side: it checks arguments, queues changes for the writer's thread, sends lookups and reads to a few reader threads, and
 owns the cache of positions for reads that need neither. No method waits for the disk on the event loop.
-Read on in this order: `chunk_record`, `chunk_state`, `file_ledger`, `chunk_log`, `chunk_index`, `chunk_catalog`, `chunk_operation`,
-`chunk_writer`, `chunk_recovery`. The owner of the data directory sees to it that one process opens it at a time.
+Read on in this order: `chunk_record`, `chunk_state`, `chunk_trees`, `file_ledger`, `chunk_log`, `chunk_index`, `chunk_catalog`,
+`chunk_operation`, `chunk_writer`, `chunk_recovery`. The owner of the data directory sees to it that one process opens it at a time.
 """
 
 from __future__ import annotations
@@ -313,6 +313,21 @@ class LogChunkStore:
     def _locate_and_read(self, chunk: bytes, state: ChunkState, offset: int, length: int) -> tuple[bytes, Position]:
         position = self._reading.locate(chunk, state)
         return self._reading.read(position, offset, length), position
+
+    async def verify(self, chunk: bytes) -> int:
+        """Check all of a chunk's bytes as the disk has them; returns how many. Raises NotFound, Corrupt (then set aside)."""
+        _check_chunk(chunk)
+        while True:
+            state = await self._find(chunk)
+            if state is None:
+                raise NotFound("the chunk is not held here")
+            try:
+                await self._run(self._reading.verify_on_disk, chunk, state)
+            except Damaged as damaged:
+                if await self._condemn(chunk, (state.file, state.offset), damaged.reason):
+                    raise Corrupt(f"a stored chunk was damaged and is set aside: {damaged.reason}") from None
+                continue  # it was replaced or deleted meanwhile
+            return state.length
 
     async def _condemn(self, chunk: bytes, place: tuple[int, int], reason: str) -> bool:
         """Set a damaged copy aside. False when it was not the copy any more."""

@@ -4,12 +4,14 @@ A chunk belongs to the tree of its *copies*, the largest ``replicas`` among its 
 list keep it. It counts 1 at its leaf, and the digests of all its references are added there. A chunk without references is in no tree.
 
 What changes is computed where states change (`chunk_state.Change`), taken over when the records are durable (`ChunkCatalog.merge`), and
-goes into the index in the transaction that carries the states. Rows are runs of `RUN_LEAVES` leaves: loading and writing cost little per
-leaf. One thread changes the trees, others read them; `by_copies` is exchanged, never changed, when a tree comes or goes.
+goes into the index in the transaction that carries the states: as *runs* of `RUN_LEAVES` leaves, and, since some thousand chunks touch
+all of those, as *news*, the changed leaves alone, until they have grown to `NEWS_LIMIT` and are folded into the runs. One thread
+changes the trees, others read them; `by_copies` is exchanged, never changed, when a tree comes or goes.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -17,8 +19,14 @@ from cluster.merkle.digest_tree import DIGEST_MASK, DigestTree
 from cluster.merkle.identity import CHUNK_LEAF_BITS
 from node.storage.chunk_state import LeafChanges
 
-RUN_LEAVES: Final = 32
-"""Leaves in a row of the index: 512 bytes, some 7 rows a page. Fewer would make many rows, more would rewrite more for one chunk."""
+RUN_LEAVES: Final = 256
+"""Leaves in a row of the index: 4 KiB, a page of the database, of which SQLite never writes less."""
+
+
+NEWS_LIMIT: Final = 1 << 20
+"""Bytes of news at which they are folded: 50 000 leaves, read in some 50 ms on opening."""
+
+_NEWS: Final = struct.Struct("<BIQq")
 
 
 class TreeRun(NamedTuple):
@@ -27,6 +35,15 @@ class TreeRun(NamedTuple):
     copies: int
     run: int
     leaves: bytes
+
+
+class TreeChanges(NamedTuple):
+    """What the index lacks: ``news``, leaves as they are now (copies, leaf, sum, count), to be added to earlier news; or, ``folded``, runs
+    that take the place of all news."""
+
+    news: bytes = b""
+    runs: tuple[TreeRun, ...] = ()
+    folded: bool = False
 
 
 _EMPTY_RUN: Final = bytes(16 * RUN_LEAVES)
@@ -44,14 +61,23 @@ class ChunkTrees:
         self._sizes: dict[int, int] = {}
         """Copies -> chunks in the tree."""
         self._changed: set[tuple[int, int]] = set()
-        """(copies, run) in which the index differs."""
+        """(copies, leaf) in which the index differs."""
+        self._stale: set[tuple[int, int]] = set()
+        """(copies, run) of which the index has newer leaves in the news."""
+        self._news_bytes = 0
+        """In the index."""
 
     @classmethod
-    def loaded(cls, rows: Iterable[TreeRun]) -> ChunkTrees:
-        """As the index has them."""
+    def loaded(cls, runs: Iterable[TreeRun], news: Iterable[bytes]) -> ChunkTrees:
+        """As the index has them; news in the order in which they came."""
         trees = cls()
-        for copies, run, leaves in rows:
+        for copies, run, leaves in runs:
             trees._tree(copies).unpack(run * RUN_LEAVES, leaves)
+        for some in news:
+            trees._news_bytes += len(some)
+            for copies, leaf, digest, count in _NEWS.iter_unpack(some):
+                trees._tree(copies).set_leaf(leaf, digest, count)
+                trees._stale.add((copies, leaf // RUN_LEAVES))
         for copies, tree in trees.by_copies.items():
             trees._sizes[copies] = tree.total
             trees.count += trees._sizes[copies]
@@ -60,27 +86,40 @@ class ChunkTrees:
 
     def change(self, changes: LeafChanges) -> None:
         """Take over what durable records change."""
+        total = self.sum
         for (copies, leaf), (digest, count) in changes.items():
             tree = self.by_copies.get(copies) or self._tree(copies)
             tree.change(leaf, digest, count)
-            self._changed.add((copies, leaf // RUN_LEAVES))
-            self.sum += digest
+            total += digest
             if count:
                 self.count += count
                 self._sizes[copies] += count
-        self.sum &= DIGEST_MASK
+        self.sum = total & DIGEST_MASK
+        self._changed.update(changes)
 
-    def freeze(self) -> list[TreeRun]:
+    def freeze(self) -> TreeChanges:
         """What the index lacks, as it is now. Trees without chunks go."""
-        rows = []
-        for copies, run in sorted(self._changed):
-            leaves = self.by_copies[copies].packed(run * RUN_LEAVES, RUN_LEAVES)
-            rows.append(TreeRun(copies, run, b"" if leaves == _EMPTY_RUN else leaves))
-        self._changed = set()
+        changed, self._changed = self._changed, set()
+        self._stale.update({(copies, leaf // RUN_LEAVES) for copies, leaf in changed})
+        if self._news_bytes + len(changed) * _NEWS.size > NEWS_LIMIT:
+            changes = TreeChanges(
+                runs=tuple([self._run(copies, run) for copies, run in sorted(self._stale)]), folded=True
+            )
+            self._stale = set()
+            self._news_bytes = 0
+        else:
+            trees, pack = self.by_copies, _NEWS.pack
+            changes = TreeChanges(b"".join([pack(copies, leaf, *trees[copies].leaf(leaf)) for copies, leaf in changed]))
+            self._news_bytes += len(changes.news)
         if 0 in self._sizes.values():
             self._sizes = {copies: size for copies, size in self._sizes.items() if size}
             self.by_copies = {copies: self.by_copies[copies] for copies in self._sizes}
-        return rows
+        return changes
+
+    def _run(self, copies: int, run: int) -> TreeRun:
+        tree = self.by_copies.get(copies)  # it may have been emptied long ago
+        leaves = _EMPTY_RUN if tree is None else tree.packed(run * RUN_LEAVES, RUN_LEAVES)
+        return TreeRun(copies, run, b"" if leaves == _EMPTY_RUN else leaves)
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -51,6 +51,9 @@ class Disk(Protocol):
     def preadv_nowait(self, descriptor: int, buffer: bytearray, offset: int) -> int:
         """Fill `buffer` from memory alone; returns bytes read, 0 when anything would have to be waited for."""
 
+    def drop_cached(self, descriptor: int, length: int, offset: int) -> None:
+        """Forget what memory holds of synced bytes, where the system lets us ask for that: the next read is the disk's."""
+
     def fdatasync(self, descriptor: int) -> None: ...
 
     def truncate(self, descriptor: int, size: int) -> None: ...
@@ -111,6 +114,10 @@ class RealDisk:
             if error.errno in {errno.EOPNOTSUPP, errno.EINVAL}:
                 self._nowait = 0  # this file system (tmpfs, for one) or kernel has no such read: don't ask again
             return 0  # any other error is for the checked, repeated read to judge
+
+    def drop_cached(self, descriptor: int, length: int, offset: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
     def fdatasync(self, descriptor: int) -> None:
         os.fdatasync(descriptor)

@@ -17,6 +17,7 @@ def use_small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trees of 16 KiB instead of 4 MiB, for tests that make thousands of them."""
     monkeypatch.setattr("cluster.merkle.identity.CHUNK_LEAF_BITS", SMALL_BITS)
     monkeypatch.setattr("node.storage.chunk_trees.CHUNK_LEAF_BITS", SMALL_BITS)
+    monkeypatch.setattr("node.storage.chunk_trees.NEWS_LIMIT", 200)  # and folded often
 
 
 def trees_of(held: Mapping[bytes, Mapping[bytes, int] | None]) -> dict[int, DigestTree]:

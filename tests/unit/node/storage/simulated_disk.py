@@ -172,6 +172,9 @@ class SimulatedDisk:
             buffer[: len(data)] = data
             return len(data)
 
+    def drop_cached(self, descriptor: int, length: int, offset: int) -> None:
+        assert descriptor in self._descriptors
+
     def fdatasync(self, descriptor: int) -> None:
         with self._lock:
             file = self._descriptors[descriptor]

@@ -14,15 +14,15 @@ from blake3 import blake3
 from cluster.chunks.store import ChunkStore, Reference
 from cluster.doors.clock import SystemClock
 from cluster.merkle.identity import CHUNK_LEAF_BITS, chunk_leaf, reference_digest
-from node.storage import chunk_state, chunk_writer
+from node.storage import chunk_state, chunk_trees, chunk_writer
 from node.storage.chunk_catalog import ChunkCatalog
 from node.storage.chunk_index import ChunkIndex
 from node.storage.chunk_recovery import Recovered
 from node.storage.chunk_state import Change, ChunkState, ReferenceState
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
-from node.storage.chunk_trees import RUN_LEAVES, ChunkTrees
+from node.storage.chunk_trees import ChunkTrees, TreeChanges, TreeRun
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
-from tests.unit.node.storage.naive_trees import check_trees
+from tests.unit.node.storage.naive_trees import SMALL_BITS, check_trees, use_small_trees
 from tests.unit.node.storage.simulated_disk import SimulatedDisk
 
 CHUNK = bytes(range(32))
@@ -79,22 +79,45 @@ def test_a_chunk_moves_to_another_tree_with_everything() -> None:
     held.clear()
     now_is()
     assert trees.count == trees.sum == 0
-    assert {row.leaves for row in trees.freeze()} == {b""}
+    trees.freeze()
     assert not trees.by_copies
 
 
-def test_trees_are_the_same_after_they_were_stored() -> None:
+@pytest.mark.parametrize("limit", [0, 5000, chunk_trees.NEWS_LIMIT])
+def test_trees_are_the_same_after_they_were_stored(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    use_small_trees(monkeypatch)
+    monkeypatch.setattr(chunk_trees, "NEWS_LIMIT", limit)
     chance = random.Random(1)
     trees = ChunkTrees()
-    for _ in range(2000):
-        trees.change({(chance.choice([1, 3, 7]), chance.randrange(1 << CHUNK_LEAF_BITS)): (chance.getrandbits(64), 1)})
-    rows = trees.freeze()
-    assert trees.freeze() == []
-    loaded = ChunkTrees.loaded(rows)
-    assert loaded.by_copies == trees.by_copies
-    assert (loaded.sum, loaded.count) == (trees.sum, trees.count)
-    assert loaded.freeze() == []
-    loaded.check()
+    runs: dict[tuple[int, int], TreeRun] = {}
+    news: list[bytes] = []
+    items: list[tuple[tuple[int, int], int]] = []
+    folds = 0
+    for turn in range(60):
+        for _ in range(50):
+            items.append(((chance.choice([1, 3, 7]), chance.randrange(1 << SMALL_BITS)), chance.getrandbits(64)))
+            trees.change({items[-1][0]: (items[-1][1], 1)})
+        for _ in range(turn):
+            place, digest = items.pop(chance.randrange(len(items)))
+            trees.change({place: (-digest, -1)})
+        if turn == 40:
+            for place, digest in [item for item in items if item[0][0] == 7]:
+                trees.change({place: (-digest, -1)})
+            items = [item for item in items if item[0][0] != 7]
+        changes = trees.freeze()
+        assert trees.freeze() == TreeChanges()
+        folds += changes.folded
+        news = [] if changes.folded else [*news, changes.news]
+        assert sum(map(len, news)) <= limit
+        runs.update({(run.copies, run.run): run for run in changes.runs})
+        loaded = ChunkTrees.loaded([run for run in runs.values() if run.leaves], news)
+        loaded.check()
+        for copies, tree in trees.by_copies.items():
+            assert loaded.by_copies[copies] == tree
+        assert (loaded.sum, loaded.count) == (trees.sum, trees.count)
+        if turn % 10 == 9:
+            trees = loaded
+    assert folds == 60 if limit == 0 else 0 < folds < 60 if limit == 5000 else folds == 0
 
 
 class Bench:
@@ -146,15 +169,21 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
-        ("UPDATE tree SET leaves = zeroblob(512) WHERE run = (SELECT max(run) FROM tree)", "checksum"),
+        ("UPDATE tree SET leaves = zeroblob(4096) WHERE run = (SELECT max(run) FROM tree)", "checksum"),
         ("UPDATE tree SET run = 0 WHERE run = (SELECT max(run) FROM tree)", "checksum"),
         ("DELETE FROM tree WHERE run = (SELECT min(run) FROM tree)", "totals"),
         ("DELETE FROM tree", "totals"),
+        ("UPDATE tree_news SET leaves = zeroblob(21)", "checksum"),
+        ("DELETE FROM tree_news", "totals"),
         ("UPDATE state SET tree_count = tree_count + 1", "totals"),
         ("PRAGMA user_version = 1", "another format"),
     ],
 )
-async def test_a_damaged_tree_is_built_anew_from_the_log(bench: Bench, statement: str, reason: str) -> None:
+async def test_a_damaged_tree_is_built_anew_from_the_log(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, statement: str, reason: str
+) -> None:
+    if "tree_news" not in statement:
+        monkeypatch.setattr(chunk_trees, "NEWS_LIMIT", 0)
     store, _ = await bench.open()
     await bench.fill(store, 50)
     await store.close()
@@ -171,7 +200,11 @@ async def test_a_damaged_tree_is_built_anew_from_the_log(bench: Bench, statement
     await store.close()
 
 
-async def test_leaves_that_became_empty_leave_nothing_in_the_index(bench: Bench) -> None:
+@pytest.mark.parametrize("limit", [0, 1000, chunk_trees.NEWS_LIMIT])
+async def test_leaves_that_became_empty_leave_nothing_in_the_index(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(chunk_trees, "NEWS_LIMIT", limit)
     for session in range(3):
         store, found = await bench.open()
         assert found.rebuilt is None or session == 0
@@ -287,9 +320,3 @@ async def test_the_simulators_store_means_the_same(bench: Bench) -> None:
     check_trees(memory.trees(), {chunk: references for chunk, (_, references) in disk.items()})
     memory.disk = {}
     check_trees(memory.trees(), {})
-
-
-def test_a_row_fits_where_the_index_keeps_rows_together() -> None:
-    # beyond 1002 bytes SQLite moves a row's end to a page of its own
-    assert 16 * RUN_LEAVES < 1000
-    assert (1 << CHUNK_LEAF_BITS) % RUN_LEAVES == 0
