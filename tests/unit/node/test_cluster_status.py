@@ -18,7 +18,6 @@ from cluster.peer.jobs import JobState
 from node import repair_view
 from node.cluster_view import CoreView
 from node.repair_view import CoreRepairView
-from node.storage.chunk_expiry import ChunkExpiry
 from tests.unit.node.repair_port import WHOLE, FakePort, without
 
 NAMES = ("n1", "n2", "n3")
@@ -54,7 +53,7 @@ def view_of(port: FakePort | None, dead: tuple[str, ...] = (), **store: Any) -> 
     return CoreView(
         lambda: cast("PeerCore", core),
         cast("ChunkStore", SimpleNamespace(statistics=lambda: statistics)),
-        cast("ChunkExpiry", SimpleNamespace(name="chunk-expiry", queue_length=2, last_error=None, waiting_for=None)),
+        (SimpleNamespace(name="chunk-expiry", queue_length=2, last_error=None, waiting_for=None),),
         CoreRepairView(lambda: port, lambda: None),
     )
 
