@@ -119,9 +119,10 @@ def run(
 def pause(
     endpoint: Endpoint = None, token_file: TokenFile = None, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: Json = False
 ) -> None:
-    """Let repair and scrub rest on all living nodes, until `holdfast repair resume` or their next start.
+    """Let repair and scrub rest on all nodes, until `holdfast repair resume`.
 
-    Missing copies stay missing meanwhile: for a rush hour, not for ever.
+    Missing copies stay missing meanwhile: for a rush hour, not for ever. A node that is down does not hear it, which is an error
+    (exit code 5); those that heard it rest all the same, also when they are started anew.
 
     \b
     Example:
@@ -167,7 +168,7 @@ async def _until_whole(
 
 
 def _report(told: dict[str, Any], words: str, *, as_json: bool) -> None:
-    """What became of an order; a living node that did not follow it makes the command fail."""
+    """What became of an order; a node that did not follow it makes the command fail."""
     if as_json:
         print_json(told)
     else:

@@ -289,7 +289,7 @@ def _run_repair() -> Json:
 
 
 def _control_repair(operation_id: str, summary: str, **more: Any) -> Json:
-    answer = _json("What each living node did", _ref("RepairControl"))
+    answer = _json("What each node did, and why one did not", _ref("RepairControl"))
     return _operation(operation_id, summary, "repair", {"200": answer}, *(400, 413, 415), **more)
 
 

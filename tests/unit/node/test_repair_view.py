@@ -268,5 +268,11 @@ def test_metrics_are_this_nodes_own() -> None:
     assert samples(IDLE)["repair_oldest_divergence_seconds"] == 0
 
 
+def test_a_node_without_a_layout_has_no_figures() -> None:
+    port = FakePort(error=NotReady("no layout"), own=replace(IDLE, passes=4))
+    assert list(view_of(port).samples()) == []
+    assert view_of(port).passes() == 4
+
+
 def test_passes_are_this_nodes() -> None:
     assert view_of(FakePort(own=replace(IDLE, passes=4))).passes() == 4
