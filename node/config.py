@@ -111,10 +111,10 @@ class Settings:
         f"a node that is dead for so many seconds is moved out of the layout, 0 for never (default {REPAIR.down_out_s:g})"
     )
     scrub_period_s: str | None = _setting(
-        f"within so many seconds everything stored is read and verified, 0 for never (default {DEFAULT_SCRUB_PERIOD_S}: 14 days)"
+        f"within so many seconds everything stored is read and verified (default {DEFAULT_SCRUB_PERIOD_S}: 14 days)"
     )
     scrub_rate: str | None = _setting(
-        f"most bytes per second that verifying reads, 0 for no limit (default {DEFAULT_SCRUB_RATE}: 20 MiB)"
+        f"most bytes per second that verifying reads (default {DEFAULT_SCRUB_RATE}: 20 MiB)"
     )
     sweep_period_s: str | None = _setting(
         f"seconds between two searches for what crashed writes have left behind (default {DEFAULT_SWEEP_PERIOD_S}: 6 hours)"
@@ -251,8 +251,8 @@ def check(settings: Settings) -> Config:
             rate_bytes=_integer(settings.repair_rate, "repair_rate", 0, 1 << 62, REPAIR.rate_bytes),
             down_out_s=_seconds(settings.down_out_s, "down_out_s", 0, REPAIR.down_out_s),
         ),
-        scrub_period_s=_seconds(settings.scrub_period_s, "scrub_period_s", 0, DEFAULT_SCRUB_PERIOD_S),
-        scrub_rate=_integer(settings.scrub_rate, "scrub_rate", 0, 1 << 62, DEFAULT_SCRUB_RATE),
+        scrub_period_s=_seconds(settings.scrub_period_s, "scrub_period_s", LEAST_INTERVAL_S, DEFAULT_SCRUB_PERIOD_S),
+        scrub_rate=_integer(settings.scrub_rate, "scrub_rate", 1, 1 << 62, DEFAULT_SCRUB_RATE),
         sweep_period_s=_seconds(settings.sweep_period_s, "sweep_period_s", LEAST_INTERVAL_S, DEFAULT_SWEEP_PERIOD_S),
         sweep_age_s=_seconds(settings.sweep_age_s, "sweep_age_s", 0, DEFAULT_SWEEP_AGE_S),
         tombstone_grace_s=_seconds(settings.tombstone_grace_s, "tombstone_grace_s", 0, DEFAULT_TOMBSTONE_GRACE_S),

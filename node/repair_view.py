@@ -149,16 +149,13 @@ class CoreRepairView:
             ("repair_passes", "gauge", "Comparisons made with the living peer compared least often.", own.passes),
             ("repair_paused", "gauge", "1 while repair is paused.", int(own.paused)),
             ("repair_failed", "gauge", "1 while repair's last piece of work failed.", int(bool(own.last_error))),
-            (
-                "scrub_oldest_verification_seconds",
-                "gauge",
-                "Nothing held was last read and verified longer ago.",
-                own.oldest_verification_s,
-            ),
             ("scrub_verified_chunks", "counter", "Chunks read and verified.", own.verified_chunks),
             ("scrub_damaged_chunks", "counter", "Chunks found damaged.", own.damaged_chunks),
         ):
             yield Sample(name, kind, doc, value)  # type: ignore[arg-type]  # the literals above are its kinds
+        if own.oldest_verification_s >= 0:
+            doc = "Nothing held was last read and verified longer ago; absent while that is not known."
+            yield Sample("scrub_oldest_verification_seconds", "gauge", doc, own.oldest_verification_s)
 
     def _require(self) -> RepairPort:
         port = self._repair()
@@ -175,7 +172,9 @@ def repair_json(summary: RepairSummary) -> JsonObject:
         "passes": summary.passes,
         "paused": list(summary.paused),
         "scrub": {
-            "oldest_verification_s": summary.oldest_verification_s,
+            "oldest_verification_s": _known(
+                min((repair.oldest_verification_s for repair in living), default=-1.0), summary.oldest_verification_s
+            ),
             "verified_chunks": sum(repair.verified_chunks for repair in living),
             "damaged_chunks": sum(repair.damaged_chunks for repair in living),
         },
@@ -263,7 +262,7 @@ def _node_json(node: NodeSummary) -> JsonObject:
             "handoffs": repair.handoffs,
             "keys_diverged": repair.keys_diverged,
             "chunks_diverged": repair.chunks_diverged,
-            "oldest_divergence_s": repair.oldest_s if repair.oldest_s >= 0 else None,
+            "oldest_divergence_s": _known(repair.oldest_s, repair.oldest_s),
             "refilling_partitions": repair.refilling,
             "queue": repair.queue,
             "copied_chunks": repair.copied_chunks,
@@ -272,7 +271,7 @@ def _node_json(node: NodeSummary) -> JsonObject:
             "passes": repair.passes,
             "paused": repair.paused,
             "last_error": repair.last_error or None,
-            "oldest_verification_s": repair.oldest_verification_s,
+            "oldest_verification_s": _known(repair.oldest_verification_s, repair.oldest_verification_s),
             "verified_chunks": repair.verified_chunks,
             "damaged_chunks": repair.damaged_chunks,
         }
@@ -286,6 +285,11 @@ NODE_MEMBERS = (
     *("oldest_verification_s", "verified_chunks", "damaged_chunks"),
 )
 """What a node tells about itself: null of one that did not answer."""
+
+
+def _known(least: float, age: float) -> float | None:
+    """An age; a negative one stands for one that is not known."""
+    return age if least >= 0 else None
 
 
 def _piece_json(piece: Piece, due: Sequence[str], held: Mapping[str, bool | None]) -> JsonObject:

@@ -384,7 +384,10 @@ def _repair_schemas() -> Json:
         "paused": names,
     }
     scrub = {
-        "oldest_verification_s": {**seconds, "description": "Nothing was last read and verified longer ago"},
+        "oldest_verification_s": {
+            **_or_null(seconds),
+            "description": "Nothing was last read and verified longer ago; null: not known yet",
+        },
         "verified_chunks": count,
         "damaged_chunks": count,
     }

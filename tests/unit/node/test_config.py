@@ -73,6 +73,7 @@ def test_a_secret_file_takes_the_place_of_a_secret_from_a_lower_layer(tmp_path: 
         (["--down-out-s", "1e3"], "down_out_s"),
         (["--scrub-period-s", "99999999999"], "scrub_period_s"),
         (["--sweep-age-s", "inf"], "sweep_age_s"),
+        (["--scrub-rate", "0"], "scrub_rate"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], field: str) -> None:
