@@ -112,7 +112,8 @@ def run(
     else:
         print_lines(f"whole after {format_duration(seconds)}: all {document['copies_due']} copies are in their places")
         if scrub:
-            print_lines(f"every chunk was read and verified; {damaged} were found damaged, and are good again")
+            found = f"{damaged} were found damaged, and are good again" if damaged else "none was found damaged"
+            print_lines(f"every chunk was read and verified; {found}")
 
 
 @app.command(epilog=EPILOG)
