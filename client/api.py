@@ -321,12 +321,12 @@ class Holdfast:
         return await self._document("GET", "/v1/repair")
 
     async def repair_run(self, *, scrub: bool = False) -> dict[str, Any]:
-        """Make all living nodes compare their copies now, and with ``scrub`` read and verify everything they hold, too. Returns at
+        """Make all nodes compare their copies now, and with ``scrub`` read and verify everything they hold, too. Returns at
         once; ``nodes`` in the answer says which of them heard it."""
         return await self._document("POST", "/v1/repair/run", {"scrub": scrub})
 
     async def repair_pause(self) -> dict[str, Any]:
-        """Let repair and scrub rest on all living nodes."""
+        """Let repair and scrub rest on all nodes, also when they are started anew, until `repair_resume`."""
         return await self._document("POST", "/v1/repair/pause", {})
 
     async def repair_resume(self) -> dict[str, Any]:

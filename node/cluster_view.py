@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.chunks.store import ChunkStore
 from cluster.errors import Conflict
@@ -21,20 +21,37 @@ from cluster.register.quorum import majority
 from cluster.register.store import LEARNER
 from node.api.ports import JsonObject, Sample, StagedNode
 from node.repair_view import CoreRepairView, attention, is_healthy, totals_json
-from node.storage.chunk_expiry import ChunkExpiry
 
 GIB = 1 << 30
 
 
+class StorageJob(Protocol):
+    """A background job of the daemon itself, beside the core's; None for no error, nothing waited for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def queue_length(self) -> int: ...
+    @property
+    def last_error(self) -> str | None: ...
+    @property
+    def waiting_for(self) -> str | None: ...
+
+
 class CoreView:
-    """See the module. ``core`` is called anew each time: a node's core is made again when its store begins a new life."""
+    """See the module. ``core`` is called anew each time: a node's core is made again when its store begins a new life. ``own_jobs``:
+    those of the daemon's storage."""
 
     def __init__(
-        self, core: Callable[[], PeerCore | None], store: ChunkStore, expiry: ChunkExpiry, repair: CoreRepairView
+        self,
+        core: Callable[[], PeerCore | None],
+        store: ChunkStore,
+        own_jobs: Sequence[StorageJob],
+        repair: CoreRepairView,
     ) -> None:
         self._core = core
         self._store = store
-        self._expiry = expiry
+        self._own_jobs = own_jobs
         self._repair = repair
 
     # ClusterView
@@ -251,10 +268,10 @@ class CoreView:
             yield Sample("job_failed", "gauge", "1 while a job's last work failed.", int(bool(job.last_error)), labels)
 
     def _jobs(self, core: PeerCore) -> Iterator[JobState]:
-        """The core's, and those of this daemon's own storage."""
+        """The core's, and this daemon's own."""
         yield from core.jobs()
-        expiry = self._expiry
-        yield JobState(expiry.name, expiry.queue_length, expiry.last_error or "", expiry.waiting_for or "")
+        for job in self._own_jobs:
+            yield JobState(job.name, job.queue_length, job.last_error or "", job.waiting_for or "")
 
     def _estimated_bytes(self, core: PeerCore, layout: Layout) -> int | None:
         """Bytes of one copy of everything, judged by this node's share: chunks spread evenly over the partitions."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 from cluster.errors import Invalid
 from cluster.layout.layout import MAX_REPLICATION_FACTOR, NAME_PATTERN
+from cluster.repair.settings import RepairSettings
 from node.api.auth import check_listen_address
 
 DEFAULT_API_PORT = 7480
@@ -26,6 +28,27 @@ LEAST_SECRET = 16
 """Characters of a cluster secret: whoever has it can read and write everything."""
 
 ENVIRONMENT_PREFIX = "HOLDFAST_"
+
+REPAIR = RepairSettings()
+"""The defaults of repair."""
+
+DEFAULT_SCRUB_PERIOD_S = 14 * 24 * 3600
+"""Two weeks: disks lose bits at a rate of months, and three copies must not lose the same chunk before it is looked at."""
+
+DEFAULT_SCRUB_RATE = 20 << 20
+"""Reads 25 TB in a period, and leaves nine tenths of a disk to its users."""
+
+DEFAULT_SWEEP_PERIOD_S = 6 * 3600
+DEFAULT_SWEEP_AGE_S = 3600
+DEFAULT_TOMBSTONE_GRACE_S = 60
+
+LEAST_INTERVAL_S = 0.05
+"""What repeats itself at intervals leaves time for something else."""
+
+LONGEST_S = 1 << 31
+"""68 years: more is a slip."""
+
+_DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("console", "json")
@@ -67,6 +90,41 @@ class Settings:
     reserve: str | None = _setting(
         "bytes of disk kept free for deletes and repair (default: 1 % of the disk, at least 256 MiB)"
     )
+    require_mount: str | None = _setting(
+        "refuse to start while the disk is not mounted: PATH, a mount point that the data directory lies below, or true: the data "
+        "directory is a mount point or not on the file system of / (default false)"
+    )
+    repair_interval_s: str | None = _setting(
+        f"seconds between two comparisons with the same peer that found nothing (default {REPAIR.interval_s:g})"
+    )
+    repair_persist_s: str | None = _setting(
+        "a difference between replicas is acted on when a second comparison, so many seconds later, finds it too "
+        f"(default {REPAIR.persist_s:g})"
+    )
+    repair_retry_s: str | None = _setting(
+        f"seconds after which a peer that could not be compared with is tried again, doubled each time (default {REPAIR.retry_s:g})"
+    )
+    repair_rate: str | None = _setting(
+        f"most bytes per second that this node fetches to mend its copies, 0 for no limit (default {REPAIR.rate_bytes})"
+    )
+    down_out_s: str | None = _setting(
+        f"a node that is dead for so many seconds is moved out of the layout, 0 for never (default {REPAIR.down_out_s:g})"
+    )
+    scrub_period_s: str | None = _setting(
+        f"within so many seconds everything stored is read and verified (default {DEFAULT_SCRUB_PERIOD_S}: 14 days)"
+    )
+    scrub_rate: str | None = _setting(
+        f"most bytes per second that verifying reads (default {DEFAULT_SCRUB_RATE}: 20 MiB)"
+    )
+    sweep_period_s: str | None = _setting(
+        f"seconds between two searches for what crashed writes have left behind (default {DEFAULT_SWEEP_PERIOD_S}: 6 hours)"
+    )
+    sweep_age_s: str | None = _setting(
+        f"such a search leaves what is younger than so many seconds alone (default {DEFAULT_SWEEP_AGE_S}: 1 hour)"
+    )
+    tombstone_grace_s: str | None = _setting(
+        f"seconds that the mark of something deleted is kept after all replicas have it (default {DEFAULT_TOMBSTONE_GRACE_S})"
+    )
     log_level: str | None = _setting(f"{', '.join(LOG_LEVELS)} (default info)")
     log_format: str | None = _setting(f"{' or '.join(LOG_FORMATS)} (default console)")
 
@@ -94,6 +152,13 @@ class Config:
     allow_anonymous: bool
     chunk_grace_s: float
     reserve: int | None
+    require_mount: Path | bool
+    repair: RepairSettings
+    scrub_period_s: float
+    scrub_rate: int
+    sweep_period_s: float
+    sweep_age_s: float
+    tombstone_grace_s: float
     log_level: str
     log_format: str
 
@@ -178,6 +243,19 @@ def check(settings: Settings) -> Config:
         allow_anonymous=anonymous,
         chunk_grace_s=float(_integer(settings.chunk_grace_s, "chunk_grace_s", 0, 1 << 31, 3600)),
         reserve=None if settings.reserve is None else _integer(settings.reserve, "reserve", 0, 1 << 62, 0),
+        require_mount=_mount(settings.require_mount),
+        repair=RepairSettings(
+            interval_s=_seconds(settings.repair_interval_s, "repair_interval_s", LEAST_INTERVAL_S, REPAIR.interval_s),
+            persist_s=_seconds(settings.repair_persist_s, "repair_persist_s", 0, REPAIR.persist_s),
+            retry_s=_seconds(settings.repair_retry_s, "repair_retry_s", LEAST_INTERVAL_S, REPAIR.retry_s),
+            rate_bytes=_integer(settings.repair_rate, "repair_rate", 0, 1 << 62, REPAIR.rate_bytes),
+            down_out_s=_seconds(settings.down_out_s, "down_out_s", 0, REPAIR.down_out_s),
+        ),
+        scrub_period_s=_seconds(settings.scrub_period_s, "scrub_period_s", LEAST_INTERVAL_S, DEFAULT_SCRUB_PERIOD_S),
+        scrub_rate=_integer(settings.scrub_rate, "scrub_rate", 1, 1 << 62, DEFAULT_SCRUB_RATE),
+        sweep_period_s=_seconds(settings.sweep_period_s, "sweep_period_s", LEAST_INTERVAL_S, DEFAULT_SWEEP_PERIOD_S),
+        sweep_age_s=_seconds(settings.sweep_age_s, "sweep_age_s", 0, DEFAULT_SWEEP_AGE_S),
+        tombstone_grace_s=_seconds(settings.tombstone_grace_s, "tombstone_grace_s", 0, DEFAULT_TOMBSTONE_GRACE_S),
         log_level=log_level,
         log_format=log_format,
     )
@@ -199,6 +277,10 @@ def _parser() -> argparse.ArgumentParser:
             group = parser.add_mutually_exclusive_group()
             group.add_argument(flag, dest=setting.name, action="store_const", const="true", help=doc)
             group.add_argument(f"--no-{flag[2:]}", dest=setting.name, action="store_const", const="false")
+        elif setting.name == "require_mount":
+            group = parser.add_mutually_exclusive_group()
+            group.add_argument(flag, dest=setting.name, nargs="?", const="true", metavar="PATH", help=doc)
+            group.add_argument("--no-require-mount", dest=setting.name, action="store_const", const="false")
         elif setting.name == "join":
             parser.add_argument(flag, dest="join", action="append", metavar="HOST:PORT", help=doc)
         elif setting.name not in {"secret", "api_token"}:
@@ -271,6 +353,25 @@ def _integer(text: str | None, name: str, least: int, most: int, default: int) -
     if not text.isdecimal() or not least <= int(text) <= most:
         raise Invalid(f"{name} is a whole number from {least} to {most}, not {text!r}", field=name)
     return int(text)
+
+
+def _seconds(text: str | None, name: str, least: float, default: float) -> float:
+    if text is None:
+        return default
+    if not _DECIMAL.fullmatch(text) or not least <= float(text) <= LONGEST_S:
+        raise Invalid(f"{name} is a number of seconds from {least:g} to {LONGEST_S}, not {text!r}", field=name)
+    return float(text)
+
+
+def _mount(text: str | None) -> Path | bool:
+    if text is not None and text.startswith("/"):
+        return Path(text)
+    try:
+        return _boolean(text, "require_mount")
+    except Invalid:
+        raise Invalid(
+            f"require_mount is true, false or the absolute path of a mount point, not {text!r}", field="require_mount"
+        ) from None
 
 
 def _boolean(text: str | None, name: str) -> bool:

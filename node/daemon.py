@@ -31,6 +31,7 @@ from node.api.server import ApiServer
 from node.cluster_view import CoreView
 from node.config import Config
 from node.data_directory import DataDirectory
+from node.data_watch import DataWatch
 from node.live_volumes import LiveVolumes
 from node.repair_view import CoreRepairView
 from node.storage.chunk_expiry import ChunkExpiry
@@ -82,10 +83,20 @@ class Daemon:
     async def run(self) -> None:
         """Raises Invalid, WrongCluster, Unauthorized (the configuration or the data directory is wrong), OSError, and whatever
         made the daemon fail."""
+        try:
+            await self._serve()
+        except Exception as error:
+            if self._failure is not None:
+                raise self._failure from error  # what goes wrong while stores on a failed disk are closed follows from it
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve(self) -> None:
         config = self._config
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
-            directory = stack.enter_context(DataDirectory(config.data, config.name))
+            directory = stack.enter_context(DataDirectory(config.data, config.name, config.require_mount))
             threads = Threads()
             stack.callback(threads.close)
             rng = random.SystemRandom()
@@ -106,7 +117,8 @@ class Daemon:
             doors = Doors(TcpNetwork(), clock, threads, rng, registers, chunks)
             expiry = ChunkExpiry(chunks)
             repair = CoreRepairView(lambda: None, lambda: None)
-            view = CoreView(lambda: self._core, chunks, expiry, repair)
+            watch = DataWatch(directory, clock, self.fail)
+            view = CoreView(lambda: self._core, chunks, (expiry, watch), repair)
             metrics = Metrics()
             metrics.add(view)
             metrics.add(repair)
@@ -129,15 +141,14 @@ class Daemon:
             gc.freeze()
             try:
                 async with asyncio.TaskGroup() as group:
-                    expiring = group.create_task(_expire(expiry, clock))
+                    jobs = [group.create_task(_expire(expiry, clock)), group.create_task(watch.run())]
                     try:
                         await self._live(doors, registers, server)
                     finally:
-                        expiring.cancel()
+                        for job in jobs:
+                            job.cancel()
             except BaseExceptionGroup as error:
                 raise _root(error) from error
-        if self._failure is not None:
-            raise self._failure
 
     async def _live(self, doors: Doors, registers: SqliteRegisterStore, server: ApiServer) -> None:
         """Run cores, one life after the other, until told to stop; the API is closed before the last core ends."""

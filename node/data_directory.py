@@ -1,11 +1,13 @@
 """A node's data directory: who it belongs to, and that only one daemon uses it.
 
-It holds ``node.json`` (the marker: format, node name), ``lock`` (an flock held while a daemon runs), ``registers.db``
-and ``chunks/``. Owns the lock. A directory with anything else in it and no marker is not taken for an empty one.
+It holds ``node.json`` (the marker: format, node name), ``lock`` (an flock held while a daemon runs), ``probe`` (written to see whether
+that can be done), ``registers.db`` and ``chunks/``. Owns the lock. A directory with anything else in it and no marker is not taken for
+an empty one, nor is one that can't be written; `fault` tells whether it still is what it was when it was entered.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,29 +16,39 @@ from types import TracebackType
 from typing import Self
 
 from cluster.errors import Invalid, WrongCluster
+from node.mounts import require_mount
 
 FORMAT = 1
 MARKER = "node.json"
 LOCK = "lock"
+PROBE = "probe"
 
-MINE = {MARKER, f"{MARKER}.new", LOCK, "lost+found", "log"}
+MINE = {MARKER, f"{MARKER}.new", LOCK, PROBE, "lost+found", "log"}
 """What may stand in a directory that is new to a node."""
 
 
-class DataDirectory:
-    """A locked data directory. Raises Invalid (can't be used, in use, foreign content) and WrongCluster (another node's)."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""A full disk is no fault of the directory: the node goes on, and refuses writes by itself."""
 
-    def __init__(self, path: Path, name: str) -> None:
+
+class DataDirectory:
+    """A locked data directory. Raises Invalid (not mounted, can't be written, in use, foreign content) and WrongCluster (another
+    node's). ``mount``: where the directory must lie, see `node.mounts`."""
+
+    def __init__(self, path: Path, name: str, mount: Path | bool = False) -> None:
         self.path = path
         self.name = name
+        self._mount = mount
         self._lock: int | None = None
+        self._marked: tuple[int, int, bytes] | None = None
 
     def __enter__(self) -> Self:
+        require_mount(self.path, self._mount)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise Invalid(f"the data directory {self.path} can't be used: {error}", field="data") from error
+            raise self._unusable(error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -44,6 +56,11 @@ class DataDirectory:
             raise Invalid(f"the data directory {self.path} is in use by another daemon", field="data") from error
         try:
             self._check_marker()
+            try:
+                self._probe()
+                self._marked = self._read_marker()
+            except OSError as error:
+                raise self._unusable(error) from error
         except BaseException:
             self._close()
             raise
@@ -53,6 +70,58 @@ class DataDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+    def fault(self) -> str | None:
+        """What has become of the directory since it was entered: None when it still is the same and can be written, else what is
+        wrong and what to do. Blocks for as long as the disk does; for a thread."""
+        if self._lock is None:
+            return None  # given up on purpose
+        again = "see to the disk, then start the node again"
+        try:
+            found = self._read_marker()
+            lock, held = os.stat(self.path / LOCK), os.fstat(self._lock)
+        except FileNotFoundError as error:
+            return (
+                f"{error.filename} is gone: the data directory was unmounted, moved or emptied under the node; {again}"
+            )
+        except OSError as error:
+            return f"the data directory {self.path} can't be read any more: {error}; {again}"
+        if found != self._marked or (lock.st_dev, lock.st_ino) != (held.st_dev, held.st_ino):
+            return f"the data directory {self.path} is not the one that the node was started on: {again}"
+        try:
+            self._probe()
+        except OSError as error:
+            return f"the data directory {self.path} can't be written any more: {error}; {again}"
+        return None
+
+    def _read_marker(self) -> tuple[int, int, bytes]:
+        """The marker's device, inode and content."""
+        with (self.path / MARKER).open("rb") as file:
+            status = os.fstat(file.fileno())
+            return status.st_dev, status.st_ino, file.read()
+
+    def _probe(self) -> None:
+        """Write something and see it on the disk. Raises OSError, but not for a full disk."""
+        try:
+            file = os.open(self.path / PROBE, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(file, b"can this be written?\n")
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def _unusable(self, error: OSError) -> Invalid:
+        advice = {
+            errno.EROFS: "it is mounted read-only, perhaps because its disk failed: look at the kernel's log, check the file system, "
+            "and mount it writable",
+            errno.EACCES: f"give it to the user that the node runs as (uid {os.geteuid()})",
+            errno.EPERM: f"give it to the user that the node runs as (uid {os.geteuid()})",
+            errno.EIO: "its disk fails: replace it, and start the node with an empty directory; it fetches its copies from the others",
+        }.get(error.errno or 0, "give a directory that can be written")
+        return Invalid(f"the data directory {self.path} can't be used: {error}; {advice}", field="data")
 
     def _close(self) -> None:
         if self._lock is not None:
@@ -77,14 +146,20 @@ class DataDirectory:
             )
 
     def _found(self) -> None:
-        """A new directory: mark it, durably."""
+        """A new directory: mark it, durably. Raises Invalid."""
         foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in MINE)
         if foreign:
             raise Invalid(
                 f"the data directory {self.path} has no {MARKER} but holds {', '.join(foreign[:5])}: it is not a node's; "
-                "give an empty directory",
+                "mount its disk if that is missing, or give an empty directory",
                 field="data",
             )
+        try:
+            self._write_marker()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _write_marker(self) -> None:
         text = json.dumps({"format": FORMAT, "name": self.name}) + "\n"
         temporary = self.path / f"{MARKER}.new"
         with temporary.open("w") as file:

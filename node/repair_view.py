@@ -31,13 +31,17 @@ class RepairPort(Protocol):
         """Asks all nodes of the layout; those that don't answer in time are in it without a `NodeRepair`."""
 
     async def control(self, action: str) -> dict[str, str]:
-        """Tell all living nodes one of `cluster.repair.status.ACTIONS`: name -> "" or why it failed."""
+        """Tell all nodes of the layout one of `cluster.repair.status.ACTIONS`: name -> "" or why it failed."""
 
     async def holders(self, chunks: Sequence[bytes]) -> dict[bytes, dict[str, bool | None]]:
         """chunk -> node -> whether it holds the chunk (None: no answer), of every node of the layout."""
 
     def local(self) -> NodeRepair:
-        """This node's own."""
+        """This node's own. Raises NotReady without a layout. Counts what is held: for reports, not for each request."""
+
+    @property
+    def passes(self) -> int:
+        """Comparisons with all living peers that this node has made. Costs nothing."""
 
     def due_at(self, chunk: bytes, copies: int) -> tuple[str, ...]:
         """The nodes that should hold the chunk."""
@@ -59,8 +63,9 @@ class Piece(Protocol):
 class PiecesPort(Protocol):
     """What the core's volumes tell about where content lies."""
 
-    async def pieces(self, name: str, start: int, limit: int) -> tuple[Volume, Sequence[Piece], bool]:
-        """Up to ``limit`` pieces from the byte ``start`` on, ascending (holes are left out), and whether more follow. Raises NotFound."""
+    async def pieces(self, name: str, start: int, limit: int) -> tuple[Volume, Sequence[Piece], int | None]:
+        """Up to ``limit`` pieces from the byte ``start`` on, ascending (holes are left out), and where the next one begins, None at
+        the end. Raises NotFound."""
 
 
 class CoreRepairView:
@@ -73,7 +78,7 @@ class CoreRepairView:
     def passes(self) -> int:
         """m of ``T = m * P``: full comparisons that this node has made with all its peers."""
         port = self._repair()
-        return 0 if port is None else port.local().passes
+        return 0 if port is None else port.passes
 
     async def summary(self) -> RepairSummary | None:
         """What all nodes say, None while no core runs. Raises TimeoutError when that is not known within OVERVIEW_DEADLINE_S."""
@@ -102,12 +107,11 @@ class CoreRepairView:
         port, volumes = self._require(), self._volumes()
         if volumes is None:
             raise _starting()
-        volume, found, more = await volumes.pieces(name, offset, limit)
+        volume, found, following = await volumes.pieces(name, offset, limit)
         if offset > volume.size:
             raise Invalid(f"The volume has {volume.size} bytes: offset {offset} is past its end", field="offset")
         end = volume.size if length is None else min(volume.size, offset + length)
         pieces = [piece for piece in found if piece.offset < end]
-        reached = pieces[-1].offset + pieces[-1].length if pieces else end
         held = await port.holders(list(dict.fromkeys(piece.chunk for piece in pieces))) if pieces else {}
         return {
             "volume": volume.name,
@@ -118,7 +122,7 @@ class CoreRepairView:
                 _piece_json(piece, port.due_at(piece.chunk, volume.replicas), held.get(piece.chunk, {}))
                 for piece in pieces
             ],
-            "next": reached if more and len(pieces) == len(found) and reached < end else None,
+            "next": following if following is not None and following < end else None,
         }
 
     # MetricSource
@@ -127,7 +131,10 @@ class CoreRepairView:
         port = self._repair()
         if port is None:
             return
-        own = port.local()
+        try:
+            own = port.local()
+        except NotReady:
+            return  # without a layout there is nothing that could be lacking
         for name, kind, doc, value in (
             ("repair_copies_lacking", "gauge", "Copies that this node should have and lacks.", own.lacking),
             ("repair_keys_diverged", "gauge", "Registers found to differ from a peer's.", own.keys_diverged),
@@ -139,19 +146,16 @@ class CoreRepairView:
             ("repair_copied_chunks", "counter", "Chunks fetched to mend copies.", own.copied_chunks),
             ("repair_copied_bytes", "counter", "Bytes fetched to mend copies.", own.copied_bytes),
             ("repair_compared_chunks", "counter", "Chunks compared with peers.", own.compared_chunks),
-            ("repair_passes", "counter", "Comparisons with all peers completed.", own.passes),
+            ("repair_passes", "gauge", "Comparisons made with the living peer compared least often.", own.passes),
             ("repair_paused", "gauge", "1 while repair is paused.", int(own.paused)),
             ("repair_failed", "gauge", "1 while repair's last piece of work failed.", int(bool(own.last_error))),
-            (
-                "scrub_oldest_verification_seconds",
-                "gauge",
-                "Nothing held was last read and verified longer ago.",
-                own.oldest_verification_s,
-            ),
             ("scrub_verified_chunks", "counter", "Chunks read and verified.", own.verified_chunks),
             ("scrub_damaged_chunks", "counter", "Chunks found damaged.", own.damaged_chunks),
         ):
             yield Sample(name, kind, doc, value)  # type: ignore[arg-type]  # the literals above are its kinds
+        if own.oldest_verification_s >= 0:
+            doc = "Nothing held was last read and verified longer ago; absent while that is not known."
+            yield Sample("scrub_oldest_verification_seconds", "gauge", doc, own.oldest_verification_s)
 
     def _require(self) -> RepairPort:
         port = self._repair()
@@ -168,7 +172,9 @@ def repair_json(summary: RepairSummary) -> JsonObject:
         "passes": summary.passes,
         "paused": list(summary.paused),
         "scrub": {
-            "oldest_verification_s": summary.oldest_verification_s,
+            "oldest_verification_s": _known(
+                min((repair.oldest_verification_s for repair in living), default=-1.0), summary.oldest_verification_s
+            ),
             "verified_chunks": sum(repair.verified_chunks for repair in living),
             "damaged_chunks": sum(repair.damaged_chunks for repair in living),
         },
@@ -256,7 +262,7 @@ def _node_json(node: NodeSummary) -> JsonObject:
             "handoffs": repair.handoffs,
             "keys_diverged": repair.keys_diverged,
             "chunks_diverged": repair.chunks_diverged,
-            "oldest_divergence_s": repair.oldest_s if repair.oldest_s >= 0 else None,
+            "oldest_divergence_s": _known(repair.oldest_s, repair.oldest_s),
             "refilling_partitions": repair.refilling,
             "queue": repair.queue,
             "copied_chunks": repair.copied_chunks,
@@ -265,7 +271,7 @@ def _node_json(node: NodeSummary) -> JsonObject:
             "passes": repair.passes,
             "paused": repair.paused,
             "last_error": repair.last_error or None,
-            "oldest_verification_s": repair.oldest_verification_s,
+            "oldest_verification_s": _known(repair.oldest_verification_s, repair.oldest_verification_s),
             "verified_chunks": repair.verified_chunks,
             "damaged_chunks": repair.damaged_chunks,
         }
@@ -279,6 +285,11 @@ NODE_MEMBERS = (
     *("oldest_verification_s", "verified_chunks", "damaged_chunks"),
 )
 """What a node tells about itself: null of one that did not answer."""
+
+
+def _known(least: float, age: float) -> float | None:
+    """An age; a negative one stands for one that is not known."""
+    return age if least >= 0 else None
 
 
 def _piece_json(piece: Piece, due: Sequence[str], held: Mapping[str, bool | None]) -> JsonObject:

@@ -112,16 +112,18 @@ def run(
     else:
         print_lines(f"whole after {format_duration(seconds)}: all {document['copies_due']} copies are in their places")
         if scrub:
-            print_lines(f"every chunk was read and verified; {damaged} were found damaged, and are good again")
+            found = f"{damaged} were found damaged, and are good again" if damaged else "none was found damaged"
+            print_lines(f"every chunk was read and verified; {found}")
 
 
 @app.command(epilog=EPILOG)
 def pause(
     endpoint: Endpoint = None, token_file: TokenFile = None, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: Json = False
 ) -> None:
-    """Let repair and scrub rest on all living nodes, until `holdfast repair resume` or their next start.
+    """Let repair and scrub rest on all nodes, until `holdfast repair resume`.
 
-    Missing copies stay missing meanwhile: for a rush hour, not for ever.
+    Missing copies stay missing meanwhile: for a rush hour, not for ever. A node that is down does not hear it, which is an error
+    (exit code 5); those that heard it rest all the same, also when they are started anew.
 
     \b
     Example:
@@ -167,7 +169,7 @@ async def _until_whole(
 
 
 def _report(told: dict[str, Any], words: str, *, as_json: bool) -> None:
-    """What became of an order; a living node that did not follow it makes the command fail."""
+    """What became of an order; a node that did not follow it makes the command fail."""
     if as_json:
         print_json(told)
     else:

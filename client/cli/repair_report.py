@@ -66,9 +66,14 @@ def report_rows(document: Document) -> list[tuple[str, str]]:
         rows.append(("rate", movement(document)))
     rows.append(("passes", f"{document.get('passes', 0)} full comparisons by every node since its start"))
     if isinstance(scrub := document.get("scrub"), Mapping):
-        age = format_duration(scrub.get("oldest_verification_s") or 0)
+        age = scrub.get("oldest_verification_s")
+        words = (
+            "when everything was last verified is not known yet"
+            if age is None
+            else f"nothing was last verified longer than {format_duration(age)} ago"
+        )
         counts = f"{scrub.get('verified_chunks', 0)} chunks verified, {scrub.get('damaged_chunks', 0)} found damaged"
-        rows.append(("scrub", f"nothing was last verified longer than {age} ago; {counts} since the nodes' start"))
+        rows.append(("scrub", f"{words}; {counts} since the nodes' start"))
     if paused := document.get("paused"):
         rows.append(("paused", f"{', '.join(paused)} (`holdfast repair resume`)"))
     return rows
@@ -90,6 +95,7 @@ def _node_row(node: Document) -> list[str]:
     if not node.get("answered"):
         return [*known, *["-"] * (len(NODE_COLUMNS) - 4), "no answer"]
     state = str(node.get("last_error") or "") or ("paused" if node.get("paused") else "-")
+    age = node.get("oldest_verification_s")
     return [
         *known,
         str(node.get("handoffs", "-")),
@@ -98,7 +104,7 @@ def _node_row(node: Document) -> list[str]:
         format_size(node.get("copied_bytes") or 0),
         f"{format_size(node.get('rate_bytes_per_s') or 0)}/s",
         str(node.get("passes", "-")),
-        f"{format_duration(node.get('oldest_verification_s') or 0)} ago",
+        "-" if age is None else f"{format_duration(age)} ago",
         str(node.get("damaged_chunks", "-")),
         state,
     ]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+AGE_SLACK_S = 1.0
+"""An age is rounded, and clocks are slewed; a pass that has ended makes it fall by far more."""
+
 QUIET_LOOKS = 2
 """A cluster is taken for whole when it looks so this many times running: what a comparison has found shows a moment later."""
 
@@ -14,15 +17,16 @@ class RepairWait:
 
     def __init__(self, before: Mapping[str, Any], *, scrub: bool) -> None:
         self._passes = {node["name"]: node.get("passes") for node in before["nodes"]}
+        self._ages = {node["name"]: node.get("oldest_verification_s") for node in before["nodes"]}
         self._scrub = scrub
         self._looks = 0
 
     def is_over(self, document: Mapping[str, Any], elapsed_s: float) -> bool:
         """Whether everything is whole, every node has compared with all its peers since the order, and with a scrub has verified
-        everything it holds since then. ``elapsed_s``: seconds since the order."""
+        everything it holds since then (or in a pass that was under way, which ended since). ``elapsed_s``: seconds since the order."""
         nodes = document["nodes"]
         done = document["health"] == "healthy" and all(
-            (len(nodes) == 1 or self._has_compared(node)) and (not self._scrub or _has_verified(node, elapsed_s))
+            (len(nodes) == 1 or self._has_compared(node)) and (not self._scrub or self._has_verified(node, elapsed_s))
             for node in nodes
         )
         self._looks = self._looks + 1 if done else 0
@@ -33,10 +37,12 @@ class RepairWait:
         passes, before = node.get("passes"), self._passes.get(node["name"])
         return passes is not None and passes > 0 and passes != before
 
-
-def _has_verified(node: Mapping[str, Any], elapsed_s: float) -> bool:
-    age = node.get("oldest_verification_s")
-    return age is not None and age <= elapsed_s
+    def _has_verified(self, node: Mapping[str, Any], elapsed_s: float) -> bool:
+        """The age of the oldest verification grows with time, and falls only when a pass ends."""
+        age, before = node.get("oldest_verification_s"), self._ages.get(node["name"])
+        if age is None:
+            return False
+        return age <= elapsed_s or before is None or age < before + elapsed_s - AGE_SLACK_S
 
 
 def unfinished(document: Mapping[str, Any] | None) -> str:

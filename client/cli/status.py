@@ -121,7 +121,8 @@ def _rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("layout", words))
     if (repair := document.get("repair")) is not None:
         rows += totals_rows(repair)
-        rows.append(("repair", movement(repair)))
+        if repair.get("copies_missing") == 0 and repair.get("rate_bytes_per_s"):
+            rows.append(("repair", movement(repair)))
     else:
         rows.append(("repair", "unknown"))
     used = f"{format_size(store.get('live_bytes') or 0)} in {store.get('chunks')} chunks"

@@ -289,7 +289,7 @@ def _run_repair() -> Json:
 
 
 def _control_repair(operation_id: str, summary: str, **more: Any) -> Json:
-    answer = _json("What each living node did", _ref("RepairControl"))
+    answer = _json("What each node did, and why one did not", _ref("RepairControl"))
     return _operation(operation_id, summary, "repair", {"200": answer}, *(400, 413, 415), **more)
 
 
@@ -384,7 +384,10 @@ def _repair_schemas() -> Json:
         "paused": names,
     }
     scrub = {
-        "oldest_verification_s": {**seconds, "description": "Nothing was last read and verified longer ago"},
+        "oldest_verification_s": {
+            **_or_null(seconds),
+            "description": "Nothing was last read and verified longer ago; null: not known yet",
+        },
         "verified_chunks": count,
         "damaged_chunks": count,
     }

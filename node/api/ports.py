@@ -112,7 +112,7 @@ class RepairView(Protocol):
         """``{"health", "copies_missing", ..., "nodes": [...]}``: what all nodes say of themselves."""
 
     async def control_repair(self, action: str) -> JsonObject:
-        """One of `cluster.repair.status.ACTIONS` to all living nodes: ``{"action", "nodes": [{"name", "done", "error"}]}``."""
+        """One of `cluster.repair.status.ACTIONS` to all nodes of the layout: ``{"action", "nodes": [{"name", "done", "error"}]}``."""
 
     async def where(self, name: str, offset: int, length: int | None, limit: int) -> JsonObject:
         """``{"volume", ..., "pieces": [...], "next": offset | null}``. Raises NotFound, and Invalid for an offset past the end."""

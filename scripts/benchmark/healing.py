@@ -67,7 +67,11 @@ async def _whole(testbed: Testbed) -> None:
                 document: dict[str, Any] = await client.repair()
             except HoldfastError:
                 document = {}
-            if document and not document["copies_missing"] and not any(n["refilling_partitions"] for n in document["nodes"]):
+            if (
+                document
+                and not document["copies_missing"]
+                and not any(n["refilling_partitions"] for n in document["nodes"])
+            ):
                 return
             if time.monotonic() > end:
                 raise RuntimeError(f"the cluster is not whole after {WHOLE_DEADLINE_S:.0f} s: {document}")

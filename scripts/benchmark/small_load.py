@@ -106,7 +106,9 @@ def slowest_hundredth(to: Address, path: str, size: int, prefix: str, seconds: f
 
     def get() -> list[bytes]:
         start = BODY_BYTES * rng.randrange(size // BODY_BYTES)
-        return [f"GET {path} HTTP/1.1\r\nHost: {to.host}\r\nRange: bytes={start}-{start + BODY_BYTES - 1}\r\n\r\n".encode()]
+        return [
+            f"GET {path} HTTP/1.1\r\nHost: {to.host}\r\nRange: bytes={start}-{start + BODY_BYTES - 1}\r\n\r\n".encode()
+        ]
 
     put = _puts(prefix, 4)
 

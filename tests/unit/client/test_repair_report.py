@@ -105,8 +105,22 @@ def test_one_whole_look_may_be_a_moment_before_a_finding() -> None:
 
 def test_a_scrub_is_over_when_everything_was_verified_since() -> None:
     before = repair_document()
-    assert not over(RepairWait(before, scrub=True), later(before, age=9.0), 5.0)
-    assert over(RepairWait(before, scrub=True), later(before, age=9.0), 10.0)
+    assert not over(RepairWait(before, scrub=True), later(before, age=105.0), 5.0)
+    assert over(RepairWait(before, scrub=True), later(before, age=4.0), 5.0)
+
+
+def test_a_scrub_that_was_under_way_is_waited_for_and_not_longer() -> None:
+    """It began before the order, so what it verified first was verified before it, too."""
+    before = repair_document()
+    assert not over(RepairWait(before, scrub=True), later(before, age=105.0), 5.0)
+    assert over(RepairWait(before, scrub=True), later(before, age=30.0), 5.0)
+    unknown = copy.deepcopy(before)
+    for node in unknown["nodes"]:
+        node["oldest_verification_s"] = None
+    silent = later(before)
+    silent["nodes"][1]["oldest_verification_s"] = None
+    assert not over(RepairWait(unknown, scrub=True), silent, 5.0)
+    assert over(RepairWait(unknown, scrub=True), later(before, age=30.0), 5.0)
 
 
 def test_a_single_node_has_nobody_to_compare_with() -> None:

@@ -70,6 +70,7 @@ class FakePort:
     summary: RepairSummary = WHOLE
     own: NodeRepair = IDLE
     hangs: bool = False
+    error: Exception | None = None
     orders: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     held: dict[bytes, dict[str, bool | None]] = field(default_factory=dict)
@@ -89,7 +90,13 @@ class FakePort:
         return {chunk: self.held[chunk] for chunk in chunks}
 
     def local(self) -> NodeRepair:
+        if self.error is not None:
+            raise self.error
         return self.own
+
+    @property
+    def passes(self) -> int:
+        return self.own.passes
 
     def due_at(self, chunk: bytes, copies: int) -> tuple[str, ...]:
         return ("n1", "n2", "n3")[:copies]
@@ -100,8 +107,8 @@ class FakePieces:
     volume: Volume
     cuts: list[Cut]
 
-    async def pieces(self, name: str, start: int, limit: int) -> tuple[Volume, Sequence[Cut], bool]:
+    async def pieces(self, name: str, start: int, limit: int) -> tuple[Volume, Sequence[Cut], int | None]:
         if name != self.volume.name:
             raise NotFound(f"there is no volume {name!r}")
         found = [cut for cut in self.cuts if cut.offset + cut.length > start]
-        return self.volume, found[:limit], len(found) > limit
+        return self.volume, found[:limit], found[limit].offset if len(found) > limit else None

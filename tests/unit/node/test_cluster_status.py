@@ -18,7 +18,6 @@ from cluster.peer.jobs import JobState
 from node import repair_view
 from node.cluster_view import CoreView
 from node.repair_view import CoreRepairView
-from node.storage.chunk_expiry import ChunkExpiry
 from tests.unit.node.repair_port import WHOLE, FakePort, without
 
 NAMES = ("n1", "n2", "n3")
@@ -37,7 +36,7 @@ STORE = {"chunks": 1, "live_bytes": 2, "log_bytes": 3, "free_bytes": 4, "quarant
 JOBS = [JobState("copier", 5, "", ""), JobState("governor", 0, "no quorum", "")]
 
 
-def view_of(port: FakePort | None, dead: tuple[str, ...] = (), **store: Any) -> CoreView:
+def view_of(port: FakePort | None, *, dead: tuple[str, ...] = (), **store: Any) -> CoreView:
     """The view of a node in a cluster of three, of which some are dead."""
     members = {
         name: SimpleNamespace(state=SimpleNamespace(value="dead" if name in dead else "alive")) for name in NAMES
@@ -47,14 +46,17 @@ def view_of(port: FakePort | None, dead: tuple[str, ...] = (), **store: Any) -> 
         installed=SimpleNamespace(state=STATE, is_alive=lambda name: name not in dead, epoch=1),
         membership=SimpleNamespace(members=lambda: members),
         governor=SimpleNamespace(joiners=dict),
-        acceptor=SimpleNamespace(standings=dict),
+        acceptor=SimpleNamespace(standings=dict, votes=0, refusals=0),
+        leader=counters("updates", "terms_begun"),
+        registers=SimpleNamespace(reader=counters("reads", "settled")),
+        chunks=counters("puts", "reads", "hedged_reads", "damaged_reads", "late_bytes"),
         jobs=lambda: iter(JOBS),
     )
     statistics = SimpleNamespace(**{**STORE, **store})
     return CoreView(
         lambda: cast("PeerCore", core),
         cast("ChunkStore", SimpleNamespace(statistics=lambda: statistics)),
-        cast("ChunkExpiry", SimpleNamespace(name="chunk-expiry", queue_length=2, last_error=None, waiting_for=None)),
+        (SimpleNamespace(name="chunk-expiry", queue_length=2, last_error=None, waiting_for=None),),
         CoreRepairView(lambda: port, lambda: None),
     )
 
@@ -104,8 +106,15 @@ async def test_a_place_set_aside_is_told_but_the_data_is_whole() -> None:
     assert "1 damaged places" in status["attention"][0]
 
 
+def counters(*names: str) -> SimpleNamespace:
+    return SimpleNamespace(**dict.fromkeys(names, 0))
+
+
 async def test_jobs_and_their_metrics() -> None:
-    view = view_of(None)
+    view = view_of(None, puts=0, reads=0, cached_reads=0, syncs=0, bytes_written=0)
     jobs = (await view.jobs())["jobs"]
     assert [job["name"] for job in jobs] == ["copier", "governor", "chunk-expiry"]
     assert jobs[1]["last_error"] == "no quorum"
+    shown = {(sample.name, sample.labels.get("job")): sample.value for sample in view.samples()}
+    assert [shown["job_queue", name] for name in ("copier", "governor", "chunk-expiry")] == [5, 0, 2]
+    assert [shown["job_failed", name] for name in ("copier", "governor", "chunk-expiry")] == [0, 1, 0]

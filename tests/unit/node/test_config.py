@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import Invalid
+from cluster.repair.settings import RepairSettings
 from node.config import load
 
 SECRET = "sixteen characters or more"
@@ -65,6 +66,14 @@ def test_a_secret_file_takes_the_place_of_a_secret_from_a_lower_layer(tmp_path: 
         (["--config", "/nonexistent"], "config"),
         (["--log-level", "loud"], "log_level"),
         (["--bootstrap-expect", "0"], "join"),
+        (["--require-mount", "srv/disk"], "require_mount"),
+        (["--repair-interval-s", "0"], "repair_interval_s"),
+        (["--repair-persist-s", "-1"], "repair_persist_s"),
+        (["--repair-rate", "1MiB"], "repair_rate"),
+        (["--down-out-s", "1e3"], "down_out_s"),
+        (["--scrub-period-s", "99999999999"], "scrub_period_s"),
+        (["--sweep-age-s", "inf"], "sweep_age_s"),
+        (["--scrub-rate", "0"], "scrub_rate"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], field: str) -> None:
@@ -95,3 +104,38 @@ def test_short_secrets_and_unknown_settings_are_refused(tmp_path: Path) -> None:
 def test_the_advertised_address(advertise: str, expected: tuple[str, int]) -> None:
     config = load(["--advertise", advertise], BASE)
     assert (config.advertise_host, config.advertise_port) == expected
+
+
+def test_repair_has_the_defaults_that_it_documents() -> None:
+    config = load([], BASE)
+    assert config.repair == RepairSettings()
+    assert (config.scrub_period_s, config.scrub_rate) == (14 * 86400, 20 << 20)
+    assert (config.sweep_period_s, config.sweep_age_s, config.tombstone_grace_s) == (6 * 3600, 3600, 60)
+    assert config.require_mount is False
+
+
+def test_repair_is_set_from_all_three_places(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("repair_interval_s = 0.5\nrepair_rate = 1000\nscrub_rate = 7\ndown_out_s = 0\n")
+    environment = {**BASE, "HOLDFAST_REPAIR_RATE": "2000", "HOLDFAST_SWEEP_AGE_S": "1.5"}
+    config = load(
+        ["--config", str(file), "--repair-persist-s", "0.25", "--repair-retry-s", "4", "--scrub-period-s", "60"],
+        environment,
+    )
+    assert config.repair == RepairSettings(0.5, 0.25, 4.0, 2000, 0.0)
+    assert (config.scrub_rate, config.scrub_period_s, config.sweep_age_s) == (7, 60.0, 1.5)
+    assert load(["--sweep-period-s", "9", "--tombstone-grace-s", "0"], BASE).sweep_period_s == 9.0
+    assert load(["--tombstone-grace-s", "0"], BASE).tombstone_grace_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--require-mount"], True),
+        (["--require-mount", "true"], True),
+        (["--require-mount", "/srv/disk"], Path("/srv/disk")),
+        (["--no-require-mount"], False),
+    ],
+)
+def test_the_required_mount(arguments: list[str], expected: Path | bool) -> None:
+    assert load(arguments, {**BASE, "HOLDFAST_REQUIRE_MOUNT": "/mnt"}).require_mount == expected

@@ -268,5 +268,20 @@ def test_metrics_are_this_nodes_own() -> None:
     assert samples(IDLE)["repair_oldest_divergence_seconds"] == 0
 
 
+def test_what_was_never_verified_is_not_said_to_have_been() -> None:
+    """A negative age: a pass has to end first."""
+    unknown = replace(IDLE, oldest_verification_s=-1.0)
+    assert "scrub_oldest_verification_seconds" not in samples(unknown)
+    document = repair_json(replace(WHOLE, nodes=(NodeSummary("n1", 100, 0, unknown), *WHOLE.nodes[1:])))
+    assert document["scrub"]["oldest_verification_s"] is None
+    assert [node["oldest_verification_s"] for node in document["nodes"]] == [None, 60.0, 60.0]
+
+
+def test_a_node_without_a_layout_has_no_figures() -> None:
+    port = FakePort(error=NotReady("no layout"), own=replace(IDLE, passes=4))
+    assert list(view_of(port).samples()) == []
+    assert view_of(port).passes() == 4
+
+
 def test_passes_are_this_nodes() -> None:
     assert view_of(FakePort(own=replace(IDLE, passes=4))).passes() == 4
