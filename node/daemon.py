@@ -24,6 +24,7 @@ from cluster.errors import Corrupt, HoldfastError, Invalid, Unauthorized, WrongC
 from cluster.governance.stores import RUN_BYTES, Life, new_store_id
 from cluster.peer.core import Doors, NewLifeError, PeerCore
 from cluster.peer.settings import PeerSettings
+from cluster.volumes.service import VolumeSettings
 from node.api.app import Api
 from node.api.auth import BearerToken
 from node.api.metrics import Metrics
@@ -35,9 +36,12 @@ from node.data_watch import DataWatch
 from node.live_volumes import LiveVolumes
 from node.repair_view import CoreRepairView
 from node.storage.chunk_expiry import ChunkExpiry
+from node.storage.chunk_index import Damage
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.disk import RealDisk
 from node.storage.register_store import DATABASE_NAME, SqliteRegisterStore
+from node.storage.scrub import Scrubber, ScrubSettings
+from node.storage.scrub_progress import ScrubFile
 from node.threads import Threads
 
 log = structlog.get_logger(__name__)
@@ -105,20 +109,29 @@ class Daemon:
             stack.push_async_callback(registers.close)
             chunk_directory = directory.path / CHUNKS
             chunk_directory.mkdir(exist_ok=True)
+            disk = RealDisk()
             chunks = LogChunkStore(
                 ChunkStoreSettings(str(chunk_directory), grace_s=config.chunk_grace_s, reserve_bytes=config.reserve),
-                disk=RealDisk(),
+                disk=disk,
                 clock=clock,
                 random=random.Random(),  # noqa: S311 - jitter only
-                on_damage=lambda damage: log.warning("chunk_damaged", damage=str(damage)),
+                on_damage=self._mend_damage,
             )
             await chunks.open()
             stack.push_async_callback(chunks.close)
-            doors = Doors(TcpNetwork(), clock, threads, rng, registers, chunks)
+            scrubber = Scrubber(
+                chunks,
+                ScrubFile(disk, str(chunk_directory)),
+                clock,
+                ScrubSettings(config.scrub_period_s, config.scrub_rate),
+            )
+            doors = Doors(TcpNetwork(), clock, threads, rng, registers, chunks, scrubber)
             expiry = ChunkExpiry(chunks)
-            repair = CoreRepairView(lambda: None, lambda: None)
+            repair = CoreRepairView(
+                lambda: self._core.repair if self._core else None, lambda: self._core.volumes if self._core else None
+            )
             watch = DataWatch(directory, clock, self.fail)
-            view = CoreView(lambda: self._core, chunks, (expiry, watch), repair)
+            view = CoreView(lambda: self._core, chunks, (expiry, scrubber, watch), repair)
             metrics = Metrics()
             metrics.add(view)
             metrics.add(repair)
@@ -141,7 +154,11 @@ class Daemon:
             gc.freeze()
             try:
                 async with asyncio.TaskGroup() as group:
-                    jobs = [group.create_task(_expire(expiry, clock)), group.create_task(watch.run())]
+                    jobs = [
+                        group.create_task(_expire(expiry, clock)),
+                        group.create_task(_scrub(scrubber, clock)),
+                        group.create_task(watch.run()),
+                    ]
                     try:
                         await self._live(doors, registers, server)
                     finally:
@@ -149,6 +166,12 @@ class Daemon:
                             job.cancel()
             except BaseExceptionGroup as error:
                 raise _root(error) from error
+
+    def _mend_damage(self, damage: Damage) -> None:
+        """A copy was found damaged and is set aside: fetch it anew."""
+        log.warning("chunk_damaged", damage=str(damage))
+        if damage.chunk and self._core is not None:
+            self._core.repair.mender.note([damage.chunk])
 
     async def _live(self, doors: Doors, registers: SqliteRegisterStore, server: ApiServer) -> None:
         """Run cores, one life after the other, until told to stop; the API is closed before the last core ends."""
@@ -217,6 +240,12 @@ class Daemon:
             replication_factor=config.replication,
             auto_layout=config.auto_layout,
             release=version("holdfast"),
+            repair=config.repair,
+            volumes=VolumeSettings(
+                retired_grace_s=config.retired_grace_s,
+                sweep_period_s=config.sweep_period_s,
+                sweep_age_s=config.sweep_age_s,
+            ),
         )
 
 
@@ -230,6 +259,13 @@ async def _expire(expiry: ChunkExpiry, clock: SystemClock) -> None:
     while True:
         if not await expiry.run_once():
             await clock.sleep(EXPIRY_INTERVAL_S)
+
+
+async def _scrub(scrubber: Scrubber, clock: SystemClock) -> None:
+    """Verify everything, over and over."""
+    while True:
+        if not await scrubber.run_once():
+            await clock.sleep(scrubber.pause_s)
 
 
 def _contains(error: BaseException, kind: type[BaseException]) -> bool:

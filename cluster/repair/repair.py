@@ -55,15 +55,12 @@ PAUSED_META = "repair_paused"
 class Scrub(Protocol):
     """The re-reading of everything held, as far as repair shows and starts it (`node.storage.scrub`)."""
 
-    @property
-    def oldest_verification_s(self) -> float:
-        """Nothing held was last verified longer ago."""
+    chunks_verified: int
+    damaged_found: int
 
     @property
-    def verified_chunks(self) -> int: ...
-
-    @property
-    def damaged_chunks(self) -> int: ...
+    def oldest_verification_s(self) -> float | None:
+        """Nothing held was last verified longer ago; None while that isn't known."""
 
     def start_now(self) -> None:
         """Verify everything now."""
@@ -126,6 +123,11 @@ class Repair:
 
     # This node
 
+    @property
+    def passes(self) -> int:
+        """Comparisons with all living peers that this node has made. Costs nothing."""
+        return self.anti_entropy.passes
+
     def due_at(self, chunk: bytes, copies: int) -> tuple[str, ...]:
         """The nodes that should hold a chunk in so many copies."""
         return self._installed.chunk_rule(chunk, copies).members
@@ -149,6 +151,7 @@ class Repair:
         chunks_diverged, keys_diverged, oldest_s = self.anti_entropy.diverged()
         chunk_rate, byte_rate = self.budget.rates
         scrub = self._scrub
+        verified_s = None if scrub is None else scrub.oldest_verification_s
         return NodeRepair(
             classes=classes,
             counts=packed,
@@ -166,9 +169,9 @@ class Repair:
             passes=self.anti_entropy.passes,
             paused=self.budget.paused,
             last_error=self.mender.last_error or self.keys.last_error or self.anti_entropy.last_error,
-            oldest_verification_s=0.0 if scrub is None else scrub.oldest_verification_s,
-            verified_chunks=0 if scrub is None else scrub.verified_chunks,
-            damaged_chunks=0 if scrub is None else scrub.damaged_chunks,
+            oldest_verification_s=-1.0 if verified_s is None else verified_s,
+            verified_chunks=0 if scrub is None else scrub.chunks_verified,
+            damaged_chunks=0 if scrub is None else scrub.damaged_found,
             compared_chunks=self.anti_entropy.compared_chunks,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from heapq import nsmallest
 
@@ -14,8 +15,38 @@ from cluster.merkle.digest_tree import DigestTree
 from cluster.merkle.identity import CHUNK_LEAF_BITS, chunk_leaf, reference_digest
 from cluster.rpc.message import Buffer
 
-ChunkDisk = dict[bytes, tuple[bytes, dict[bytes, int]]]
-"""Chunk id -> (bytes, referrer -> replicas)."""
+
+class ChunkDisk(dict[bytes, tuple[bytes, dict[bytes, int]]]):
+    """Chunk id -> (bytes, referrer -> replicas). Knows the order of its ids, and what was touched, also by a test that takes chunks away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.touched: set[bytes] = set()
+        self._order: list[bytes] | None = None
+
+    def __setitem__(self, chunk: bytes, content: tuple[bytes, dict[bytes, int]]) -> None:
+        super().__setitem__(chunk, content)
+        self._changed(chunk)
+
+    def __delitem__(self, chunk: bytes) -> None:
+        super().__delitem__(chunk)
+        self._changed(chunk)
+
+    def _changed(self, chunk: bytes) -> None:
+        self.touched.add(chunk)
+        self._order = None
+
+    def refer(self, chunk: bytes, data: bytes, referrer: bytes, replicas: int) -> None:
+        """Add a reference, and the chunk if it isn't there."""
+        if chunk not in self:
+            self[chunk] = (data, {})
+        self[chunk][1][referrer] = replicas
+        self.touched.add(chunk)
+
+    def in_order(self) -> list[bytes]:
+        if self._order is None:
+            self._order = sorted(self)
+        return self._order
 
 
 class MemoryChunkStore:
@@ -27,6 +58,8 @@ class MemoryChunkStore:
         self._trees: dict[int, DigestTree] = {}
         self._counted: dict[bytes, dict[bytes, int]] = {}
         """Chunk -> its references as they are in the trees."""
+        self._counts_all = False
+        """Whether what was on the disk when this store began is counted."""
 
     async def _sync(self) -> None:
         await asyncio.sleep(self._sync_s * (0.2 + self._rng.expovariate(1)))
@@ -34,20 +67,21 @@ class MemoryChunkStore:
     async def put(self, chunk: bytes, payload: Buffer, reference: Reference) -> None:
         data = bytes(payload)
         await self._sync()
-        self.disk.setdefault(chunk, (data, {}))[1][reference.referrer] = reference.replicas
+        self.disk.refer(chunk, data, reference.referrer, reference.replicas)
         self.puts += 1
 
     async def add_reference(self, chunk: bytes, reference: Reference) -> bool:
         await self._sync()
         if chunk not in self.disk:
             return False
-        self.disk[chunk][1][reference.referrer] = reference.replicas
+        self.disk.refer(chunk, b"", reference.referrer, reference.replicas)
         return True
 
     async def drop_reference(self, chunk: bytes, referrer: bytes) -> bool:
         await self._sync()
         references = self.disk.get(chunk, (b"", {}))[1]
         found = references.pop(referrer, None) is not None
+        self.disk.touched.add(chunk)
         if chunk in self.disk and not references:
             del self.disk[chunk]
         return found
@@ -73,12 +107,16 @@ class MemoryChunkStore:
 
     async def list_partition(self, partition: int, bits: int, after: bytes | None, limit: int) -> list[ChunkEntry]:
         await asyncio.sleep(0.0002)
-        names = sorted(
-            chunk
-            for chunk in self.disk
-            if int.from_bytes(chunk[:4]) >> (32 - bits) == partition and (after is None or chunk > after)
-        )
-        return [self._entry(chunk) for chunk in names[:limit]]
+        names = self.disk.in_order()
+        first = bisect_left(names, (partition << (32 - bits)).to_bytes(4))
+        if after is not None:
+            first = max(first, bisect_right(names, after))
+        found: list[ChunkEntry] = []
+        for chunk in names[first : first + limit]:
+            if int.from_bytes(chunk[:4]) >> (32 - bits) != partition:
+                break
+            found.append(self._entry(chunk))
+        return found
 
     def _entry(self, chunk: bytes) -> ChunkEntry:
         data, references = self.disk[chunk]
@@ -98,17 +136,17 @@ class MemoryChunkStore:
         return [self._entry(chunk) if chunk in self.disk else None for chunk in chunks]
 
     def trees(self) -> Mapping[int, DigestTree]:
-        """The trees of what `disk` holds now, whoever changed it: what differs from the last time is counted anew."""
+        """The trees of what `disk` holds now, whoever changed it: what was touched since the last time is counted anew."""
         counted = self._counted
-        for chunk in counted.keys() - self.disk.keys():
-            self._count(chunk, counted.pop(chunk), -1)
-        for chunk, (_, references) in self.disk.items():
-            before = counted.get(chunk)
-            if before != references:
-                if before is not None:
-                    self._count(chunk, before, -1)
-                self._count(chunk, references, 1)
-                counted[chunk] = dict(references)
+        touched, self.disk.touched = self.disk.touched, set()
+        for chunk in touched if self._counts_all else counted.keys() | self.disk.keys():
+            before, now = counted.pop(chunk, None), self.disk.get(chunk)
+            if before is not None:
+                self._count(chunk, before, -1)
+            if now is not None:
+                self._count(chunk, now[1], 1)
+                counted[chunk] = dict(now[1])
+        self._counts_all = True
         return self._trees
 
     def _count(self, chunk: bytes, references: dict[bytes, int], sign: int) -> None:

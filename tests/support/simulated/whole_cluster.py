@@ -49,7 +49,7 @@ class Machine:
         self._expect = expect
         self.rng = random.Random(f"{cluster.seed} {name}")
         self.registers = DiskContent()
-        self.chunks: ChunkDisk = {}
+        self.chunks = ChunkDisk()
         self.lives = 0
         self.core: PeerCore | None = None
         self._store: MemoryRegisterStore | None = None
@@ -110,7 +110,7 @@ class Machine:
 
     def wipe(self) -> None:
         assert self._task is None
-        self.registers, self.chunks = DiskContent(), {}
+        self.registers, self.chunks = DiskContent(), ChunkDisk()
 
     def copy_disk(self) -> DiskContent:
         return copy.deepcopy(self.registers)

@@ -303,7 +303,7 @@ async def test_references_and_leaves_are_listed_from_memory_and_index_together(
 
 
 async def test_the_simulators_store_means_the_same(bench: Bench) -> None:
-    disk: ChunkDisk = {}
+    disk = ChunkDisk()
     memory = MemoryChunkStore(disk, random.Random(1), sync_s=0)
     await bench.fill(memory, 60)
     held = {chunk: references for chunk, references in bench.held.items() if references}  # it has no grace period
