@@ -92,14 +92,18 @@ class SqliteRegisterStore:
     # Before the event loop serves
 
     def begin_boot(self, new_id: bytes) -> tuple[bytes, int, bool]:
-        """Count this start durably. Returns the store's id, the boot's number (from 1), and whether the store is new."""
-        known = RegisterReading(self._writer).meta()
-        store_id = known.get("store_id", new_id)
-        boot = int(known.get("boot", b"0")) + 1
-        with self._writer:
-            self._writer.execute("BEGIN")
-            self._writer.execute(PUT_META, meta_row("store_id", store_id))
-            self._writer.execute(PUT_META, meta_row("boot", str(boot).encode()))
+        """Count this start durably. Returns the store's id, the boot's number (from 1), and whether the store is new. Raises Corrupt,
+        NoSpace, HoldfastError."""
+        try:
+            known = RegisterReading(self._writer).meta()
+            store_id = known.get("store_id", new_id)
+            boot = int(known.get("boot", b"0")) + 1
+            with self._writer:
+                self._writer.execute("BEGIN")
+                self._writer.execute(PUT_META, meta_row("store_id", store_id))
+                self._writer.execute(PUT_META, meta_row("boot", str(boot).encode()))
+        except SQLITE_ERRORS as error:
+            raise failure_of(error, "counting this start") from error
         return store_id, boot, "store_id" not in known
 
     # RegisterStore
