@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cluster.volumes.reclaim import RETIRED_GRACE_S
 from cluster.errors import Invalid
 from cluster.layout.layout import MAX_REPLICATION_FACTOR, NAME_PATTERN
 from cluster.repair.settings import RepairSettings
@@ -87,6 +88,9 @@ class Settings:
         "serve the API beyond loopback without a token: true or false (default false)"
     )
     chunk_grace_s: str | None = _setting("seconds a chunk without references is kept (default 3600)")
+    retired_grace_s: str | None = _setting(
+        f"seconds that a replaced or deleted version stays readable for those who are reading it (default {RETIRED_GRACE_S:g})"
+    )
     reserve: str | None = _setting(
         "bytes of disk kept free for deletes and repair (default: 1 % of the disk, at least 256 MiB)"
     )
@@ -151,6 +155,7 @@ class Config:
     api_token: str | None = field(repr=False)
     allow_anonymous: bool
     chunk_grace_s: float
+    retired_grace_s: float
     reserve: int | None
     require_mount: Path | bool
     repair: RepairSettings
@@ -242,6 +247,7 @@ def check(settings: Settings) -> Config:
         api_token=token,
         allow_anonymous=anonymous,
         chunk_grace_s=float(_integer(settings.chunk_grace_s, "chunk_grace_s", 0, 1 << 31, 3600)),
+        retired_grace_s=_seconds(settings.retired_grace_s, "retired_grace_s", 0, RETIRED_GRACE_S),
         reserve=None if settings.reserve is None else _integer(settings.reserve, "reserve", 0, 1 << 62, 0),
         require_mount=_mount(settings.require_mount),
         repair=RepairSettings(

@@ -2,7 +2,8 @@
 
 It owns the order of things: lock the data directory, open the stores, start the core, serve the API; and at the end the reverse: stop
 taking requests, finish those under way, tell the peers, close the stores. A part that fails ends the daemon: a node that can't
-keep its promises must not linger.
+keep its promises must not linger. One thing heals by itself: a damaged register database is set aside, and the node goes on with a new
+one, as a node that has forgotten (docs/decisions/amnesia.md).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -38,8 +40,9 @@ from node.repair_view import CoreRepairView
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_index import Damage
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
+from node.storage.damaged_registers import clear_leftovers, set_aside
 from node.storage.disk import RealDisk
-from node.storage.register_store import DATABASE_NAME, SqliteRegisterStore
+from node.storage.register_store import SqliteRegisterStore
 from node.storage.scrub import Scrubber, ScrubSettings
 from node.storage.scrub_progress import ScrubFile
 from node.threads import Threads
@@ -66,6 +69,8 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._stop = asyncio.Event()
+        self._is_damaged = asyncio.Event()
+        """The register database of this life is damaged."""
         self._failure: HoldfastError | None = None
         self._core: PeerCore | None = None
 
@@ -105,8 +110,6 @@ class Daemon:
             stack.callback(threads.close)
             rng = random.SystemRandom()
             clock = SystemClock()
-            registers = await asyncio.to_thread(self._open_registers, directory.path)
-            stack.push_async_callback(registers.close)
             chunk_directory = directory.path / CHUNKS
             chunk_directory.mkdir(exist_ok=True)
             disk = RealDisk()
@@ -125,7 +128,10 @@ class Daemon:
                 clock,
                 ScrubSettings(config.scrub_period_s, config.scrub_rate),
             )
-            doors = Doors(TcpNetwork(), clock, threads, rng, registers, chunks, scrubber)
+
+            def doors(registers: SqliteRegisterStore) -> Doors:
+                return Doors(TcpNetwork(), clock, threads, rng, registers, chunks, scrubber)
+
             expiry = ChunkExpiry(chunks)
             repair = CoreRepairView(
                 lambda: self._core.repair if self._core else None, lambda: self._core.volumes if self._core else None
@@ -160,7 +166,7 @@ class Daemon:
                         group.create_task(watch.run()),
                     ]
                     try:
-                        await self._live(doors, registers, server)
+                        await self._live(directory.path, doors, server)
                     finally:
                         for job in jobs:
                             job.cancel()
@@ -173,54 +179,85 @@ class Daemon:
         if damage.chunk and self._core is not None:
             self._core.repair.mender.note([damage.chunk])
 
-    async def _live(self, doors: Doors, registers: SqliteRegisterStore, server: ApiServer) -> None:
-        """Run cores, one life after the other, until told to stop; the API is closed before the last core ends."""
+    async def _live(self, directory: Path, doors: Callable[[SqliteRegisterStore], Doors], server: ApiServer) -> None:
+        """Run cores, one life after the other, each on the register database opened anew, until told to stop. A life ends early when
+        its store had forgotten, or is found to be damaged: then the next begins on a new one."""
         while not self._stop.is_set():
-            store_id, boot, new = await asyncio.to_thread(registers.begin_boot, new_store_id(doors.rng))
-            core = PeerCore(
-                self._peer_settings(server.port), doors, Life(store_id, boot, doors.rng.randbytes(RUN_BYTES))
-            )
-            await core.open()
-            log.info("node_starting", node=self._config.name, store=store_id.hex(), boot=boot, new_store=new)
-            running = asyncio.ensure_future(core.run())
-            stopping = asyncio.ensure_future(self._stop.wait())
-            self._core = core
-            log.info(
-                "node_listening",
-                node=self._config.name,
-                api=f"{self._config.api_host}:{server.port}",
-                peer=self._config.peer_port,
-            )
+            registers = await asyncio.to_thread(self._open_registers, directory)
             try:
-                await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not running.done():
-                    log.info("node_stopping", node=self._config.name)
-                    await server.close(STOP_GRACE_S)
-                    await core.leave()
+                await self._one_life(doors(registers), registers, server)
             finally:
-                stopping.cancel()
-                running.cancel()
-                await asyncio.wait({running, stopping})
-                self._core = None
-            if not running.cancelled() and (error := running.exception()) is not None:
-                if not _contains(error, NewLifeError):
-                    raise _root(error)
-                log.warning(
-                    "store_had_forgotten", node=self._config.name, action="it takes a new store id and relearns"
-                )
+                await registers.close()
+            if self._is_damaged.is_set():
+                await asyncio.to_thread(self._set_aside, directory)
+
+    async def _one_life(self, doors: Doors, registers: SqliteRegisterStore, server: ApiServer) -> None:
+        """One core on one store; the API is closed before the last core ends."""
+        try:
+            store_id, boot, new = await asyncio.to_thread(registers.begin_boot, new_store_id(doors.rng))
+            life = Life(store_id, boot, doors.rng.randbytes(RUN_BYTES))
+            core = PeerCore(self._peer_settings(server.port), doors, life)
+            await core.open()
+        except Corrupt as error:
+            # Nothing but the register database has been read so far.
+            self._registers_failed(error)
+            return
+        log.info("node_starting", node=self._config.name, store=store_id.hex(), boot=boot, new_store=new)
+        running = asyncio.ensure_future(core.run())
+        stopping = asyncio.ensure_future(self._stop.wait())
+        damaged = asyncio.ensure_future(self._is_damaged.wait())
+        self._core = core
+        log.info(
+            "node_listening",
+            node=self._config.name,
+            api=f"{self._config.api_host}:{server.port}",
+            peer=self._config.peer_port,
+        )
+        try:
+            await asyncio.wait({running, stopping, damaged}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() and self._stop.is_set():
+                log.info("node_stopping", node=self._config.name)
+                await server.close(STOP_GRACE_S)
+                await core.leave()
+        finally:
+            for waiting in (stopping, damaged, running):
+                waiting.cancel()
+            await asyncio.wait({running, stopping, damaged})
+            self._core = None
+        ended = None if running.cancelled() or self._is_damaged.is_set() else running.exception()
+        if ended is None:
+            return
+        if not _contains(ended, NewLifeError):
+            raise _root(ended)
+        log.warning("store_had_forgotten", node=self._config.name, action="it takes a new store id and relearns")
 
     def _open_registers(self, directory: Path) -> SqliteRegisterStore:
-        def on_failure(error: HoldfastError) -> None:
+        """The register database, a new one in the place of one that is damaged. Raises Invalid for a newer release's, OSError."""
+        clear_leftovers(directory)
+        try:
+            return SqliteRegisterStore.open(directory, self._registers_failed)
+        except Corrupt as error:
+            log.error("registers_damaged", node=self._config.name, error=error.message)
+            self._set_aside(directory)
+            return SqliteRegisterStore.open(directory, self._registers_failed)
+
+    def _registers_failed(self, error: HoldfastError) -> None:
+        """What is damaged is replaced; a disk that is full or can't be used would fail the next store too."""
+        if isinstance(error, Corrupt):
+            log.error("registers_damaged", node=self._config.name, error=error.message)
+            self._is_damaged.set()
+        else:
             self.fail(error)
 
-        try:
-            return SqliteRegisterStore.open(directory, on_failure)
-        except Corrupt as error:
-            raise Invalid(
-                f"{error.message}. Move {directory / DATABASE_NAME} (with its -wal and -shm) away and start the node again: "
-                "it relearns its registers from the other replicas",
-                field="data",
-            ) from error
+    def _set_aside(self, directory: Path) -> None:
+        kept = set_aside(directory)
+        self._is_damaged.clear()
+        log.error(
+            "registers_set_aside",
+            node=self._config.name,
+            kept=str(kept),
+            action="this node begins a new register database and relearns from its peers; check the disk",
+        )
 
     def _peer_settings(self, api_port: int) -> PeerSettings:
         config = self._config

@@ -179,7 +179,7 @@ class PeerCore:
             doors.chunks,
             self.chunks,
             replica,
-            RegisterMender(me, self.acceptor, self.registers, self.scatter, self.installed),
+            RegisterMender(self.scatter, self.installed, self.acceptor, self.registers),
             self.volumes.judge,
             doors.scrub,
             lambda partition: self.acceptor.state(partition).standing == VOTER,

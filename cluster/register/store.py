@@ -5,17 +5,19 @@
 * `commit` batches become durable in the order of the calls, each wholly or not at all; the returned future is done only when its
   batch is durable, and is done in the same order;
 * the read methods see exactly what is durable, and everything that was durable when they were called;
-* after a failed commit the store refuses everything (a database that lost a write in the middle must not acknowledge the next).
+* after a failed commit the store refuses everything (a database that lost a write in the middle must not acknowledge the next);
+* the Merkle trees over the registers change in the same durable step as the registers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from cluster.register.ballot import NO_BALLOT, Ballot
+from cluster.merkle.digest_tree import DigestTree
+from cluster.register.ballot import NO_BALLOT, Ballot, Version
 from cluster.register.key import RegisterKey
 from cluster.register.record import Record
 
@@ -35,11 +37,13 @@ AWAY = "away"
 @dataclass(frozen=True, slots=True)
 class PartitionRecord:
     """An acceptor's durable state of one partition: the highest ballot it promised, its standing, and the epoch of the layout change
-    in which it became a replica (0: by a change long past, or from the beginning)."""
+    in which it became a replica (0: by a change long past, or from the beginning). ``fence`` counts purges: the ballot of the last
+    one that was fenced here, never above ``promised`` (docs/decisions/tombstones.md)."""
 
     promised: Ballot = NO_BALLOT
     standing: str = AWAY
     tenure: int = 0
+    fence: Ballot = NO_BALLOT
 
 
 class RegisterWrite(NamedTuple):
@@ -48,6 +52,14 @@ class RegisterWrite(NamedTuple):
     partition: int
     key: RegisterKey
     record: Record
+
+
+class PurgeWrite(NamedTuple):
+    """Forget a register if it is a tombstone of exactly this version; otherwise leave it."""
+
+    partition: int
+    key: RegisterKey
+    version: Version
 
 
 class PartitionWrite(NamedTuple):
@@ -65,7 +77,16 @@ class MetaWrite(NamedTuple):
     value: bytes
 
 
-Write = RegisterWrite | PartitionWrite | MetaWrite
+Write = RegisterWrite | PurgeWrite | PartitionWrite | MetaWrite
+
+
+class HeldVersion(NamedTuple):
+    """What a replica holds of a register, without the value."""
+
+    key: RegisterKey
+    version: Version
+    deleted: bool
+    """Whether it is a tombstone."""
 
 
 class Page(NamedTuple):
@@ -97,3 +118,17 @@ class RegisterStore(Protocol):
 
     async def meta(self, name: str) -> bytes | None:
         """A named value of the node's own."""
+
+    def trees(self) -> Mapping[int, DigestTree]:
+        """By partition, a tree over every register held in it, tombstones included (`cluster.merkle.identity`: the place is
+        `register_place`, the digest `register_digest`). Partitions that hold nothing may be missing. The mapping is the caller's; the
+        trees go on changing as commits become durable, and a growing partition gets a new, deeper tree: ask again for each use."""
+
+    async def versions(self, partition: int, bits: int, prefixes: Collection[int]) -> list[HeldVersion]:
+        """All registers whose place begins with one of ``prefixes`` of ``bits`` bits, in no particular order."""
+
+    async def tombstone_counts(self) -> dict[int, int]:
+        """How many tombstones each partition holds, for those that hold any."""
+
+    async def tombstones(self, partition: int, after: RegisterKey | None, limit: int) -> list[HeldVersion]:
+        """The tombstones of a partition in order of key, after ``after``, at most ``limit``."""

@@ -5,7 +5,12 @@ identity (``store_id``, ``boot``), so that a store without its registers can nev
 
 * one writer thread commits everything that is waiting in one transaction (group commit), in the order of the calls;
 * the readers' connections see only committed data; no SQLite call is made on the event loop;
-* after a failed commit every later call fails, and ``on_failure`` is told: memory is ahead of the disk and must not be trusted.
+* after a failed commit every later call fails, and ``on_failure`` is told: memory is ahead of the disk and must not be trusted;
+* every row is checked when it is read (`register_reading`); one that is damaged, or missing, is a failure like that of a commit, so that
+  a store either answers what was written or nothing;
+* the trees change on the event loop, in the step in which a commit is known to be durable.
+
+Read next: `register_schema` (tables), `register_rows` (checksums), `register_trees`, `register_reading`, `register_writing`.
 
 Owned by `node.daemon`, used by the acceptor and the governor.
 """
@@ -14,88 +19,48 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-import sqlite_utils
-
-from cluster.errors import Corrupt, HoldfastError, NoSpace, NotReady
-from cluster.register.ballot import Ballot, Version
+from cluster.errors import Corrupt, HoldfastError, NotReady
+from cluster.merkle.digest_tree import DigestTree
 from cluster.register.key import RegisterKey
-from cluster.register.record import ABSENT, Record
-from cluster.register.store import Page, PartitionRecord, PartitionWrite, RegisterWrite, Write
-
-SCHEMA_VERSION = 1
-"""``user_version`` of the database."""
+from cluster.register.record import Record
+from cluster.register.store import HeldVersion, Page, PartitionRecord, Write
+from node.storage.register_reading import RegisterReading
+from node.storage.register_rows import meta_row
+from node.storage.register_schema import PUT_META, SQLITE_ERRORS, as_open_error, connect, failure_of, prepare
+from node.storage.register_trees import RegisterTrees, TreeStep
+from node.storage.register_writing import write_all
 
 DATABASE_NAME = "registers.db"
-
-CACHE_KIB = 8 * 1024
-"""SQLite's page cache of each connection."""
 
 BATCH_LIMIT = 2048
 """Batches in one transaction, so that nobody waits for a very long one."""
 
-SCHEMA = """
-CREATE TABLE registers (
-    partition INTEGER NOT NULL, tbl TEXT NOT NULL, partition_key BLOB NOT NULL, sort_key BLOB NOT NULL,
-    round INTEGER NOT NULL, proposer TEXT NOT NULL, seq INTEGER NOT NULL, value BLOB,
-    PRIMARY KEY (partition, tbl, partition_key, sort_key)
-) WITHOUT ROWID;
-CREATE TABLE partitions (
-    partition INTEGER PRIMARY KEY, round INTEGER NOT NULL, proposer TEXT NOT NULL, standing TEXT NOT NULL, tenure INTEGER NOT NULL
-);
-CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-"""
-
-PUT_REGISTER = "INSERT OR REPLACE INTO registers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-PUT_PARTITION = "INSERT OR REPLACE INTO partitions VALUES (?, ?, ?, ?, ?)"
-PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
-CLEAR_PARTITION = "DELETE FROM registers WHERE partition = ?"
-GET_REGISTER = "SELECT round, proposer, seq, value FROM registers WHERE partition = ? AND tbl = ? AND partition_key = ? AND sort_key = ?"
-SCAN_REGISTERS = (
-    "SELECT tbl, partition_key, sort_key, round, proposer, seq, value FROM registers "
-    "WHERE partition = ? AND tbl = ? AND partition_key = ? AND sort_key "
-)
-"""Goes on with `START` and perhaps `END`: one statement with optional conditions would make SQLite look at every register behind
-the range."""
-
-START = {True: ">= ?", False: "> ?"}
-"""By whether the first key may be equal."""
-
-END = " AND sort_key < ?"
-IN_ORDER = " ORDER BY sort_key LIMIT ?"
-FIRST_PAGE = (
-    "SELECT tbl, partition_key, sort_key, round, proposer, seq, value FROM registers "
-    "WHERE partition = ? ORDER BY tbl, partition_key, sort_key LIMIT ?"
-)
-NEXT_PAGE = (
-    "SELECT tbl, partition_key, sort_key, round, proposer, seq, value FROM registers "
-    "WHERE partition = ? AND (tbl, partition_key, sort_key) > (?, ?, ?) "
-    "ORDER BY tbl, partition_key, sort_key LIMIT ?"
-)
-
-PAGE_LIMIT_BYTES = 512 * 1024
-"""Values in one page, unless a single one is larger."""
-
 R = TypeVar("R")
-Row = tuple[str, bytes, bytes, int, str, int, bytes | None]
 
 
 class SqliteRegisterStore:
     """See the module. Made by `open`."""
 
     def __init__(
-        self, writer: sqlite3.Connection, reader: sqlite3.Connection, on_failure: Callable[[HoldfastError], None]
+        self,
+        writer: sqlite3.Connection,
+        reader: sqlite3.Connection,
+        trees: RegisterTrees,
+        on_failure: Callable[[HoldfastError], None],
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._on_failure = on_failure
-        self._writing = ThreadPoolExecutor(1, "registers-write")
-        self._reading = ThreadPoolExecutor(1, "registers-read")
+        self._trees = trees
+        self._reading = RegisterReading(reader)
+        self._write_thread = ThreadPoolExecutor(1, "registers-write")
+        self._read_thread = ThreadPoolExecutor(1, "registers-read")
         self._waiting: list[tuple[Sequence[Write], asyncio.Future[None]]] = []
         self._busy = False
         self._idle: asyncio.Future[None] | None = None
@@ -106,32 +71,40 @@ class SqliteRegisterStore:
 
     @classmethod
     def open(cls, directory: Path, on_failure: Callable[[HoldfastError], None]) -> SqliteRegisterStore:
-        """Open or create the store (blocking: called before the event loop serves). Raises Corrupt for a damaged database."""
+        """Open or create the store (blocking: called before the event loop serves). ``on_failure`` is told once, on the event loop, when
+        the store can't be relied on any more. Raises Corrupt for a damaged database, Invalid for one of a newer release, OSError for a
+        disk that can't be read."""
         path = directory / DATABASE_NAME
+        trees = RegisterTrees()
         with ExitStack() as failed:
             try:
-                writer = _connect(path)
+                writer = connect(path)
                 failed.callback(writer.close)
-                _prepare(writer, path)
-                reader = _connect(path)
-            except sqlite3.DatabaseError as error:
-                raise Corrupt(f"{path} can't be read as a database ({error})") from error
+                prepare(writer, path)
+                trees.load(writer)
+                RegisterReading(writer).check(trees.trees)
+                reader = connect(path)
+            except SQLITE_ERRORS as error:
+                raise as_open_error(error, path) from error
             failed.pop_all()
-            return cls(writer, reader, on_failure)
+            return cls(writer, reader, trees, on_failure)
 
     # Before the event loop serves
 
     def begin_boot(self, new_id: bytes) -> tuple[bytes, int, bool]:
-        """Count this start durably. Returns the store's id, the boot's number (from 1), and whether the store is new."""
-        row = self._writer.execute("SELECT value FROM meta WHERE name = 'store_id'").fetchone()
-        store_id = bytes(row[0]) if row else new_id
-        boot_row = self._writer.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone()
-        boot = int(boot_row[0]) + 1 if boot_row else 1
-        with self._writer:
-            self._writer.execute("BEGIN")
-            self._writer.execute(PUT_META, ("store_id", store_id))
-            self._writer.execute(PUT_META, ("boot", str(boot).encode()))
-        return store_id, boot, row is None
+        """Count this start durably. Returns the store's id, the boot's number (from 1), and whether the store is new. Raises Corrupt,
+        NoSpace, HoldfastError."""
+        try:
+            known = RegisterReading(self._writer).meta()
+            store_id = known.get("store_id", new_id)
+            boot = int(known.get("boot", b"0")) + 1
+            with self._writer:
+                self._writer.execute("BEGIN")
+                self._writer.execute(PUT_META, meta_row("store_id", store_id))
+                self._writer.execute(PUT_META, meta_row("boot", str(boot).encode()))
+        except SQLITE_ERRORS as error:
+            raise failure_of(error, "counting this start") from error
+        return store_id, boot, "store_id" not in known
 
     # RegisterStore
 
@@ -148,21 +121,33 @@ class SqliteRegisterStore:
         return future
 
     async def get(self, partition: int, key: RegisterKey) -> Record:
-        return await self._read(self._get, partition, key)
+        return await self._read(self._reading.get, partition, key)
 
     async def scan(
         self, partition: int, table: str, partition_key: bytes, after: bytes, prefix: bytes, limit: int
     ) -> Page:
-        return await self._read(self._scan, partition, table, partition_key, after, prefix, limit)
+        return await self._read(self._reading.scan, partition, table, partition_key, after, prefix, limit)
 
     async def page(self, partition: int, after: RegisterKey | None, limit: int) -> Page:
-        return await self._read(self._page, partition, after, limit)
+        return await self._read(self._reading.page, partition, after, limit)
 
     async def partitions(self) -> dict[int, PartitionRecord]:
-        return await self._read(self._partitions)
+        return await self._read(self._reading.partitions)
 
     async def meta(self, name: str) -> bytes | None:
         return await self._read(self._meta, name)
+
+    def trees(self) -> Mapping[int, DigestTree]:
+        return dict(self._trees.trees)
+
+    async def versions(self, partition: int, bits: int, prefixes: Collection[int]) -> list[HeldVersion]:
+        return await self._read(self._reading.versions, partition, bits, prefixes)
+
+    async def tombstone_counts(self) -> dict[int, int]:
+        return await self._read(self._reading.tombstone_counts)
+
+    async def tombstones(self, partition: int, after: RegisterKey | None, limit: int) -> list[HeldVersion]:
+        return await self._read(self._reading.tombstones, partition, after, limit)
 
     async def close(self) -> None:
         """Finish what is queued and close the database."""
@@ -179,15 +164,19 @@ class SqliteRegisterStore:
         batch, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
         self._busy = True
         groups = [writes for writes, _ in batch]
-        done = asyncio.get_running_loop().run_in_executor(self._writing, self._write, groups)
+        done = asyncio.get_running_loop().run_in_executor(self._write_thread, self._write, groups)
         done.add_done_callback(lambda future: self._finish(future, batch))
 
-    def _finish(self, done: asyncio.Future[None], batch: list[tuple[Sequence[Write], asyncio.Future[None]]]) -> None:
+    def _finish(
+        self, done: asyncio.Future[TreeStep], batch: list[tuple[Sequence[Write], asyncio.Future[None]]]
+    ) -> None:
         error = done.exception()
         if error is not None:
-            self._fail(error)
+            self._fail(failure_of(error, "a register write"))
+        if self._failure is not None:
             batch, self._waiting = batch + self._waiting, []
         else:
+            self._trees.take(done.result())
             self.commits += 1
         for writes, future in batch:
             if future.done():
@@ -203,130 +192,34 @@ class SqliteRegisterStore:
         elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
-    def _fail(self, error: BaseException) -> None:
-        if "full" in str(error):
-            self._failure = NoSpace(
-                f"the disk is full: a register write failed ({error}); free space and start the node again"
-            )
-        else:
-            self._failure = Corrupt(f"a register write failed ({error}); check the disk and start the node again")
-        self._on_failure(self._failure)
+    def _fail(self, failure: HoldfastError) -> None:
+        if self._failure is None:
+            self._failure = failure
+            self._on_failure(failure)
 
     async def _read(self, function: Callable[..., R], *args: object) -> R:
         if self._failure is not None:
             raise _copy(self._failure)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._reading, function, *args)
-        except sqlite3.DatabaseError as error:
-            raise Corrupt(f"the register database can't be read ({error})") from error
+            return await asyncio.get_running_loop().run_in_executor(self._read_thread, function, *args)
+        except (*SQLITE_ERRORS, Corrupt) as error:
+            failure = failure_of(error, "a register read")
+            self._fail(failure)
+            raise _copy(failure) from error
 
     # In the threads
 
-    def _write(self, groups: list[Sequence[Write]]) -> None:
-        connection = self._writer
-        registers: list[tuple[object, ...]] = []
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for writes in groups:
-                for write in writes:
-                    if isinstance(write, RegisterWrite):
-                        key, (version, value) = write.key, write.record
-                        registers.append((write.partition, key.table, key.partition, key.sort, *version, value))
-                        continue
-                    if isinstance(write, PartitionWrite):
-                        state = write.state
-                        if write.clear:
-                            connection.executemany(PUT_REGISTER, registers)
-                            registers.clear()
-                            connection.execute(CLEAR_PARTITION, (write.partition,))
-                        connection.execute(
-                            PUT_PARTITION, (write.partition, *state.promised, state.standing, state.tenure)
-                        )
-                    else:
-                        connection.execute(PUT_META, (write.name, write.value))
-            connection.executemany(PUT_REGISTER, registers)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-    def _get(self, partition: int, key: RegisterKey) -> Record:
-        row = self._reader.execute(GET_REGISTER, (partition, key.table, key.partition, key.sort)).fetchone()
-        return ABSENT if row is None else Record(Version(row[0], row[1], row[2]), row[3])
-
-    def _scan(self, partition: int, table: str, partition_key: bytes, after: bytes, prefix: bytes, limit: int) -> Page:
-        end = _after_prefix(prefix)
-        from_prefix = prefix > after
-        statement = SCAN_REGISTERS + START[from_prefix] + ("" if end is None else END) + IN_ORDER
-        bounds = [max(prefix, after)] if end is None else [max(prefix, after), end]
-        return _page(self._reader.execute(statement, (partition, table, partition_key, *bounds, limit + 1)), limit)
-
-    def _page(self, partition: int, after: RegisterKey | None, limit: int) -> Page:
-        if after is None:
-            return _page(self._reader.execute(FIRST_PAGE, (partition, limit + 1)), limit)
-        start = (after.table, after.partition, after.sort)
-        return _page(self._reader.execute(NEXT_PAGE, (partition, *start, limit + 1)), limit)
-
-    def _partitions(self) -> dict[int, PartitionRecord]:
-        rows = self._reader.execute("SELECT partition, round, proposer, standing, tenure FROM partitions").fetchall()
-        return {row[0]: PartitionRecord(Ballot(row[1], row[2]), row[3], row[4]) for row in rows}
+    def _write(self, groups: list[Sequence[Write]]) -> TreeStep:
+        return write_all(self._writer, self._trees, groups)
 
     def _meta(self, name: str) -> bytes | None:
-        row = self._reader.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return None if row is None else bytes(row[0])
+        return self._reading.meta().get(name)
 
     def _shutdown(self) -> None:
-        self._writing.shutdown()
-        self._reading.shutdown()
+        self._write_thread.shutdown()
+        self._read_thread.shutdown()
         self._reader.close()
         self._writer.close()
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Create the tables in a new database; check an old one."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0 and not sqlite_utils.Database(connection).table_names():
-        connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    elif version != SCHEMA_VERSION:
-        raise Corrupt(
-            f"{path} has schema version {version}; this release reads version {SCHEMA_VERSION}: run the release that wrote it"
-        )
-    problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if problem != "ok":
-        raise Corrupt(f"{path} is damaged ({problem})")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _page(rows: sqlite3.Cursor, limit: int) -> Page:
-    """As many of the rows as a page holds, at least one; ``rows`` go on past the limit when there are more."""
-    entries: list[tuple[RegisterKey, Record]] = []
-    size = 0
-    row: Row
-    with closing(rows):
-        for row in rows:
-            size += len(row[6] or b"")
-            if len(entries) == limit or (entries and size > PAGE_LIMIT_BYTES):
-                return Page(entries, True)
-            entries.append((RegisterKey(row[0], row[1], row[2]), Record(Version(row[3], row[4], row[5]), row[6])))
-    return Page(entries, False)
-
-
-def _after_prefix(prefix: bytes) -> bytes | None:
-    """The least string above everything that starts with ``prefix``; None when there is none."""
-    stripped = prefix.rstrip(b"\xff")
-    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
 
 
 def _copy(error: HoldfastError) -> HoldfastError:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cluster.errors import Corrupt
+from cluster.merkle.digest_tree import DigestTree
+from cluster.merkle.identity import PLACE_BITS, register_digest, register_place
 from cluster.register.key import RegisterKey
 from cluster.register.record import ABSENT, Record
-from cluster.register.store import MetaWrite, Page, PartitionRecord, PartitionWrite, RegisterWrite, Write
+from cluster.register.store import (
+    HeldVersion,
+    MetaWrite,
+    Page,
+    PartitionRecord,
+    PartitionWrite,
+    PurgeWrite,
+    RegisterWrite,
+    Write,
+)
+
+TREE_BITS = 8
+"""Of every partition's tree; never deeper."""
 
 
 class DiskContent:
@@ -17,20 +31,44 @@ class DiskContent:
 
     def __init__(self) -> None:
         self.registers: dict[int, dict[RegisterKey, Record]] = {}
+        self.trees: dict[int, DigestTree] = {}
         self.partitions: dict[int, PartitionRecord] = {}
         self.meta: dict[str, bytes] = {}
 
     def apply(self, writes: Sequence[Write]) -> None:
         for write in writes:
             if isinstance(write, RegisterWrite):
-                self.registers.setdefault(write.partition, {})[write.key] = write.record
+                self._put(write.partition, write.key, write.record)
+            elif isinstance(write, PurgeWrite):
+                if self.registers.get(write.partition, {}).get(write.key) == Record(write.version, None):
+                    self._put(write.partition, write.key, None)
             elif isinstance(write, PartitionWrite):
                 self.partitions[write.partition] = write.state
                 if write.clear:
                     self.registers.pop(write.partition, None)
+                    self.trees.pop(write.partition, None)
             else:
                 assert isinstance(write, MetaWrite)
                 self.meta[write.name] = write.value
+
+    def _put(self, partition: int, key: RegisterKey, record: Record | None) -> None:
+        held = self.registers.setdefault(partition, {})
+        tree = self.trees.setdefault(partition, DigestTree(TREE_BITS))
+        leaf = _place(key) >> (PLACE_BITS - TREE_BITS)
+        old = held.pop(key, None)
+        if old is not None:
+            tree.change(leaf, -_digest(key, old), -1)
+        if record is not None:
+            held[key] = record
+            tree.change(leaf, _digest(key, record), 1)
+
+
+def _place(key: RegisterKey) -> int:
+    return register_place(key.table, key.partition, key.sort)
+
+
+def _digest(key: RegisterKey, record: Record) -> int:
+    return register_digest(key.table, key.partition, key.sort, *record.version)
 
 
 class MemoryRegisterStore:
@@ -125,3 +163,38 @@ class MemoryRegisterStore:
 
     async def meta(self, name: str) -> bytes | None:
         return self._disk.meta.get(name)
+
+    def trees(self) -> Mapping[int, DigestTree]:
+        return dict(self._disk.trees)
+
+    async def versions(self, partition: int, bits: int, prefixes: Collection[int]) -> list[HeldVersion]:
+        await self._read()
+        return held_versions(self._disk, partition, bits, prefixes)
+
+    async def tombstone_counts(self) -> dict[int, int]:
+        await self._read()
+        counts = {p: sum(r.value is None for r in held.values()) for p, held in self._disk.registers.items()}
+        return {partition: count for partition, count in counts.items() if count}
+
+    async def tombstones(self, partition: int, after: RegisterKey | None, limit: int) -> list[HeldVersion]:
+        await self._read()
+        return held_tombstones(self._disk, partition, after, limit)
+
+
+def held_versions(disk: DiskContent, partition: int, bits: int, prefixes: Collection[int]) -> list[HeldVersion]:
+    held = disk.registers.get(partition, {})
+    return [
+        HeldVersion(key, record.version, record.value is None)
+        for key, record in held.items()
+        if _place(key) >> (PLACE_BITS - bits) in prefixes
+    ]
+
+
+def held_tombstones(disk: DiskContent, partition: int, after: RegisterKey | None, limit: int) -> list[HeldVersion]:
+    held = disk.registers.get(partition, {})
+    found = [
+        HeldVersion(key, held[key].version, True)
+        for key in sorted(held)
+        if held[key].value is None and (after is None or key > after)
+    ]
+    return found[:limit]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pytest
 
 from cluster.errors import Busy, Conflict, Corrupt, HoldfastError, NotReady, StaleLayout
+from cluster.merkle.digest_tree import DigestTree
 from cluster.register import acceptor as acceptor_module
 from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import Ballot, Version
@@ -17,8 +18,8 @@ from cluster.register.key import RegisterKey
 from cluster.register.quorum import QuorumRule
 from cluster.register.record import ABSENT, Record
 from cluster.register.record_cache import RecordCache
-from cluster.register.store import FRESH, LEARNER, VOTER, Page, PartitionRecord, PartitionWrite, Write
-from tests.support.simulated.memory_store import DiskContent
+from cluster.register.store import FRESH, LEARNER, VOTER, HeldVersion, Page, PartitionRecord, PartitionWrite, Write
+from tests.support.simulated.memory_store import DiskContent, held_tombstones, held_versions
 
 T = TypeVar("T")
 KEY = RegisterKey("t", b"p", b"k")
@@ -76,6 +77,18 @@ class SlowStore:
 
     async def meta(self, name: str) -> bytes | None:
         return self.disk.meta.get(name)
+
+    def trees(self) -> Mapping[int, DigestTree]:
+        return self.disk.trees
+
+    async def versions(self, partition: int, bits: int, prefixes: Collection[int]) -> list[HeldVersion]:
+        return held_versions(self.disk, partition, bits, prefixes)
+
+    async def tombstone_counts(self) -> dict[int, int]:
+        raise NotImplementedError
+
+    async def tombstones(self, partition: int, after: RegisterKey | None, limit: int) -> list[HeldVersion]:
+        return held_tombstones(self.disk, partition, after, limit)
 
 
 class View:

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import Corrupt, HoldfastError, NoSpace, NotReady
-from cluster.register.ballot import Ballot, Version
+from cluster.errors import Corrupt, HoldfastError, Invalid, NoSpace, NotReady
+from cluster.merkle.digest_tree import DigestTree
+from cluster.merkle.identity import PLACE_BITS, register_digest, register_place
+from cluster.register.ballot import NO_BALLOT, Ballot, Version
 from cluster.register.key import RegisterKey
 from cluster.register.record import ABSENT, Record
-from cluster.register.store import MetaWrite, PartitionRecord, PartitionWrite, RegisterWrite, Write
-from node.storage import register_store
+from cluster.register.store import MetaWrite, PartitionRecord, PartitionWrite, PurgeWrite, RegisterWrite, Write
+from node.storage import register_reading, register_trees
 from node.storage.register_store import DATABASE_NAME, SqliteRegisterStore
-from tests.support.simulated.memory_store import DiskContent
+from tests.support.simulated.memory_store import DiskContent, held_tombstones, held_versions
 
 KEY = RegisterKey("t", b"p", b"k")
 
@@ -37,37 +39,60 @@ def write(number: int, value: bytes | None = b"v", key: RegisterKey = KEY) -> Re
 
 sorts = st.binary(max_size=2) | st.sampled_from([b"\xff", b"\xff\xff", b"a\xff", b"a\xff\xff", b"b", b""])
 keys = st.builds(RegisterKey, st.sampled_from(["", "t", "tt", "ü"]), st.sampled_from([b"", b"p", b"p\0"]), sorts)
-records = st.builds(
-    Record,
-    st.builds(Version, st.integers(0, 2**62), st.text(max_size=3), st.integers(0, 2**40)),
-    st.none() | st.binary(max_size=4),
+versions = st.sampled_from([Version(1, "x", 1), Version(1, "x", 2)]) | st.builds(
+    Version, st.integers(0, 2**62), st.text(max_size=3), st.integers(0, 2**40)
 )
+records = st.builds(Record, versions, st.none() | st.binary(max_size=4))
 partitions = st.sampled_from([-1, 0, 1])
 states = st.builds(
     PartitionRecord,
     st.builds(Ballot, st.integers(0, 2**62), st.text(max_size=3)),
     st.sampled_from(["voter", "away"]),
     st.integers(0, 9),
+    st.builds(Ballot, st.integers(0, 2**62), st.text(max_size=3)),
 )
 writes: st.SearchStrategy[Write] = st.one_of(
     st.builds(RegisterWrite, partitions, keys, records),
+    st.builds(PurgeWrite, partitions, keys, versions),
     st.builds(PartitionWrite, partitions, states, st.booleans()),
     st.builds(MetaWrite, st.sampled_from(["layout", "x"]), st.binary(max_size=3)),
 )
 batches = st.lists(st.lists(writes, max_size=4), max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture(params=[4, 0], ids=["shallow", "growing"])
+def items_per_leaf(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no items allowed in a leaf, a tree is made anew with the first register, and goes to its full depth."""
+    monkeypatch.setattr(register_trees, "ITEMS_PER_LEAF", request.param)
+    monkeypatch.setattr(register_trees, "MOST_BITS", 10)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(batches, max_size=3), sorts, sorts, st.integers(1, 4))
+@pytest.mark.usefixtures("items_per_leaf")
 def test_it_holds_what_a_dictionary_would(
     lives: list[list[list[Write]]], after: bytes, prefix: bytes, limit: int
 ) -> None:
     async def live(directory: Path, work: list[list[Write]], model: DiskContent) -> None:
         store = SqliteRegisterStore.open(directory, unexpected)
+        check_trees(store, model)
         futures = [store.commit(batch) for batch in work]
         for batch in work:
             model.apply(batch)
         await asyncio.gather(*futures)
+        check_trees(store, model)
+        counts: dict[int, int] = {}
+        for partition in (-1, 0, 1):
+            for bits, prefixes in ((0, [0]), (4, range(0, 16, 2)), (32, [7])):
+                found_versions = await store.versions(partition, bits, prefixes)
+                assert sorted(found_versions) == sorted(held_versions(model, partition, bits, prefixes))
+            tombstones = await store.tombstones(partition, None, limit)
+            assert tombstones == held_tombstones(model, partition, None, limit)
+            if tombstones:
+                counts[partition] = len(held_tombstones(model, partition, None, 1000))
+                last = tombstones[-1].key
+                assert await store.tombstones(partition, last, limit) == held_tombstones(model, partition, last, limit)
+        assert await store.tombstone_counts() == counts
         assert await store.partitions() == model.partitions
         for name in ("layout", "x", "none"):
             assert await store.meta(name) == model.meta.get(name)
@@ -102,6 +127,33 @@ def test_it_holds_what_a_dictionary_would(
         model = DiskContent()
         for work in [*lives, []]:
             asyncio.run(live(Path(name), work, model))
+
+
+def check_trees(store: SqliteRegisterStore, model: DiskContent) -> None:
+    """The trees agree with the registers, by sums that two replicas compare."""
+    trees = store.trees()
+    for partition in (-1, 0, 1):
+        naive = DigestTree(6)
+        for key, record in model.registers.get(partition, {}).items():
+            name = (key.table, key.partition, key.sort)
+            naive.change(register_place(*name) >> (PLACE_BITS - 6), register_digest(*name, *record.version), 1)
+        tree = trees.get(partition, DigestTree(6))
+        assert tree.total == naive.total
+        assert tree.sums(6, range(64)) == naive.sums(6, range(64))
+
+
+async def test_a_tree_gets_deeper_with_its_population(tmp_path: Path) -> None:
+    store = SqliteRegisterStore.open(tmp_path, unexpected)
+    bits = []
+    for start in range(0, 300, 50):
+        await store.commit([write(n, b"", RegisterKey("t", b"p", b"%d" % n)) for n in range(start, start + 50)])
+        bits.append(store.trees()[0].bits)
+    assert bits == [6, 6, 6, 6, 6, 10]
+    assert store.trees()[0].total == 300
+    await store.close()
+    again = SqliteRegisterStore.open(tmp_path, unexpected)
+    assert again.trees() == store.trees()
+    await again.close()
 
 
 def _note(ended: list[int], number: int, future: asyncio.Future[None]) -> None:
@@ -145,6 +197,12 @@ async def test_durable_when_it_says_so(tmp_path: Path) -> None:
     await store.close()
 
 
+def sqlite_error(code: int, text: str) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(text)
+    error.sqlite_errorcode = code
+    return error
+
+
 class BrokenConnection:
     """Stands in for the writer's connection and fails a statement."""
 
@@ -166,8 +224,9 @@ class BrokenConnection:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (sqlite3.OperationalError("disk I/O error"), Corrupt),
-        (sqlite3.OperationalError("database or disk is full"), NoSpace),
+        (sqlite_error(sqlite3.SQLITE_IOERR, "disk I/O error"), HoldfastError),
+        (sqlite_error(sqlite3.SQLITE_FULL, "database or disk is full"), NoSpace),
+        (sqlite_error(sqlite3.SQLITE_CORRUPT, "database disk image is malformed"), Corrupt),
     ],
 )
 async def test_after_a_failed_commit_it_refuses_everything(
@@ -181,8 +240,8 @@ async def test_after_a_failed_commit_it_refuses_everything(
     futures = [store.commit([write(2)]), store.commit([write(3), state]), store.commit([]), store.commit([state])]
     for outcome in await asyncio.gather(*futures, return_exceptions=True):
         # BEGIN and COMMIT fail with the first transaction; the partition only with the second, after the first batch was taken.
-        assert outcome is None or isinstance(outcome, kind)
-    assert isinstance(futures[-1].exception(), kind)
+        assert outcome is None or type(outcome) is kind
+    assert type(futures[-1].exception()) is kind
     assert len(told) == 1
     for work in (store.get(0, KEY), store.partitions(), store.meta("x"), store.page(0, None, 1)):
         with pytest.raises(kind):
@@ -256,12 +315,12 @@ async def test_another_schema_is_not_touched(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / DATABASE_NAME)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(Corrupt, match="schema version 99"):
+    with pytest.raises(Invalid, match="schema version 99"):
         SqliteRegisterStore.open(tmp_path, unexpected)
 
 
 async def test_pages_are_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(register_store, "PAGE_LIMIT_BYTES", 250)
+    monkeypatch.setattr(register_reading, "PAGE_LIMIT_BYTES", 250)
     store = SqliteRegisterStore.open(tmp_path, unexpected)
     await store.commit(
         [write(n, b"v" * size, RegisterKey("t", b"p", b"%d" % n)) for n, size in enumerate([100, 100, 999, 1])]
@@ -294,3 +353,43 @@ async def test_a_range_looks_at_no_more_than_the_range(tmp_path: Path) -> None:
     assert [key.sort for key, _ in page.entries] == [b"000001"]
     assert steps < 20
     await store.close()
+
+
+SCHEMA_1 = """
+CREATE TABLE registers (
+    partition INTEGER NOT NULL, tbl TEXT NOT NULL, partition_key BLOB NOT NULL, sort_key BLOB NOT NULL,
+    round INTEGER NOT NULL, proposer TEXT NOT NULL, seq INTEGER NOT NULL, value BLOB,
+    PRIMARY KEY (partition, tbl, partition_key, sort_key)
+) WITHOUT ROWID;
+CREATE TABLE partitions (
+    partition INTEGER PRIMARY KEY, round INTEGER NOT NULL, proposer TEXT NOT NULL, standing TEXT NOT NULL, tenure INTEGER NOT NULL
+);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+
+
+async def test_a_database_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / DATABASE_NAME)
+    old.executescript(SCHEMA_1)
+    model = DiskContent()
+    for number in range(300):
+        key = RegisterKey("t", b"p", b"%d" % number)
+        entry = Record(Version(1, "x", number), None if number % 3 else b"v%d" % number)
+        model.apply([RegisterWrite(number % 2, key, entry)])
+        old.execute(
+            "INSERT INTO registers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (number % 2, "t", b"p", key.sort, *entry.version, entry.value),
+        )
+    old.execute("INSERT INTO partitions VALUES (1, 7, 'y', 'voter', 3)")
+    old.execute("INSERT INTO meta VALUES ('store_id', x'0102')")
+    old.commit()
+    old.close()
+    for _ in range(2):
+        store = SqliteRegisterStore.open(tmp_path, unexpected)
+        check_trees(store, model)
+        for partition in (0, 1):
+            assert dict((await store.page(partition, None, 1000)).entries) == model.registers[partition]
+        assert await store.partitions() == {1: PartitionRecord(Ballot(7, "y"), "voter", 3, NO_BALLOT)}
+        assert store.begin_boot(b"new")[0] == b"\x01\x02"
+        await store.close()
