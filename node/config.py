@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cluster.volumes.reclaim import RETIRED_GRACE_S
 from cluster.errors import Invalid
 from cluster.layout.layout import MAX_REPLICATION_FACTOR, NAME_PATTERN
 from cluster.repair.settings import RepairSettings
+from cluster.volumes.reclaim import RETIRED_GRACE_S
 from node.api.auth import check_listen_address
 
 DEFAULT_API_PORT = 7480

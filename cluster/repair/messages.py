@@ -155,7 +155,8 @@ class NodeRepair:
 
     ``classes`` and ``counts``: for each number of copies the chunks held in each partition, 4 bytes each, big-endian. ``lacking``:
     copies that this node knows it should have and doesn't. ``oldest_s``: age of the oldest difference, negative for none.
-    ``passes``: comparisons with all peers completed. ``oldest_verification_s``: nothing held was last read and verified longer ago; negative while not known."""
+    ``passes``: comparisons with all peers completed. ``oldest_verification_s``: nothing held was last read and verified longer ago;
+    negative while not known."""
 
     classes: tuple[int, ...]
     counts: bytes

@@ -1,4 +1,4 @@
-"""What repair costs and how fast it is: a refill after a wipe beside a plain copy, users beside it, trees beside writes, replicas in step."""
+"""What repair costs and how fast it is: a refill beside a plain copy, users beside a refill, trees beside writes, replicas in step."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def gets(to: Address, path: str, size: int, concurrency: int, seconds: float) ->
 def puts(to: Address, prefix: str, volumes: int, concurrency: int, seconds: float) -> float:
     """Whole-volume PUTs of 4 KiB of new content; answers a second. Each connection goes round ``volumes`` names of its own; with 0
     each PUT creates another volume."""
-    answers, took = uvloop.run(_load(to, _puts(prefix, volumes), (b"200", b"201"), concurrency, seconds))
+    answers, took = uvloop.run(_load(to, _puts(to, prefix, volumes), (b"200", b"201"), concurrency, seconds))
     return len(answers) / took
 
 
@@ -110,7 +110,7 @@ def slowest_hundredth(to: Address, path: str, size: int, prefix: str, seconds: f
             f"GET {path} HTTP/1.1\r\nHost: {to.host}\r\nRange: bytes={start}-{start + BODY_BYTES - 1}\r\n\r\n".encode()
         ]
 
-    put = _puts(prefix, 4)
+    put = _puts(to, prefix, 4)
 
     def requests(connection: int) -> Callable[[], list[bytes]]:
         return get if connection % 2 else put(connection)
@@ -119,7 +119,7 @@ def slowest_hundredth(to: Address, path: str, size: int, prefix: str, seconds: f
     return 1000 * sorted(answers)[len(answers) * 99 // 100]
 
 
-def _puts(prefix: str, volumes: int) -> Callable[[int], Callable[[], list[bytes]]]:
+def _puts(to: Address, prefix: str, volumes: int) -> Callable[[int], Callable[[], list[bytes]]]:
     run = os.urandom(4).hex()
 
     def requests(connection: int) -> Callable[[], list[bytes]]:

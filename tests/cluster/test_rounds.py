@@ -1,4 +1,5 @@
-"""Random rounds of kill, SIGSTOP, restart and lost disks, one at a time, under load: no acknowledged byte lost, none wrong, then convergence.
+"""Random rounds of kill, SIGSTOP, restart and lost disks, one at a time, under load: nothing acknowledged is lost, nothing wrong is read,
+and after each round the cluster is whole again.
 
 `scripts/soak` runs many rounds; the number of the seed makes a run's choices again.
 """

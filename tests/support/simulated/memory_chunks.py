@@ -17,7 +17,8 @@ from cluster.rpc.message import Buffer
 
 
 class ChunkDisk(dict[bytes, tuple[bytes, dict[bytes, int]]]):
-    """Chunk id -> (bytes, referrer -> replicas). Knows the order of its ids, and what was touched, also by a test that takes chunks away."""
+    """Chunk id -> (bytes, referrer -> replicas). Knows the order of its ids, and what was touched, also by a test that takes chunks
+    away."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,6 +32,10 @@ class ChunkDisk(dict[bytes, tuple[bytes, dict[bytes, int]]]):
     def __delitem__(self, chunk: bytes) -> None:
         super().__delitem__(chunk)
         self._changed(chunk)
+
+    def clear(self) -> None:
+        for chunk in list(self):
+            del self[chunk]
 
     def _changed(self, chunk: bytes) -> None:
         self.touched.add(chunk)

@@ -13,12 +13,12 @@ from cluster.governance.stores import RUN_BYTES, Life, new_store_id
 from cluster.layout.ring import chunk_partition
 from cluster.peer.core import Doors, NewLifeError, PeerCore
 from cluster.peer.settings import PeerSettings
+from cluster.register.view import META_PARTITION
 from cluster.repair.settings import RepairSettings
 from cluster.volumes.map_difference import all_references
 from cluster.volumes.page_store import PageStore
 from cluster.volumes.service import VolumeSettings
 from cluster.volumes.volume_map import Geometry
-from cluster.register.view import META_PARTITION
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
 from tests.support.simulated.memory_store import DiskContent, MemoryRegisterStore
 from tests.support.simulated.network import SimulatedNetwork

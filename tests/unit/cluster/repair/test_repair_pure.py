@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 
 import pytest
@@ -29,7 +30,7 @@ def layout_of(count: int, bits: int = 4) -> Layout:
 
 def repair_of(counts: dict[int, dict[int, int]], partitions: int, **fields: object) -> NodeRepair:
     classes, packed = pack_counts(counts, partitions)
-    values: dict[str, object] = {name: 0 for name in NodeRepair.__dataclass_fields__}
+    values: dict[str, object] = dict.fromkeys(NodeRepair.__dataclass_fields__, 0)
     values |= {"classes": classes, "counts": packed, "oldest_s": -1.0, "paused": False, "last_error": ""} | fields
     return NodeRepair(**values)  # type: ignore[arg-type]  # by name, of their own types
 
@@ -56,7 +57,7 @@ def test_what_is_found_twice_is_acted_on_and_again_after_growing_pauses() -> Non
             acted.append(now)
         now += 0.5
     assert acted[0] == 2.0
-    pauses = [later - earlier for earlier, later in zip(acted, acted[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(acted)]
     assert pauses[0] == ACT_AGAIN_S
     assert pauses == sorted(pauses)
     assert max(pauses) == ACT_AGAIN_LIMIT_S

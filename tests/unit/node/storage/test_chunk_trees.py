@@ -318,5 +318,5 @@ async def test_the_simulators_store_means_the_same(bench: Bench) -> None:
     disk[chunks[1]][1][b"z" * 16] = 6
     disk[CHUNK] = (b"", {b"z" * 16: 2})
     check_trees(memory.trees(), {chunk: references for chunk, (_, references) in disk.items()})
-    memory.disk = {}
+    memory.disk.clear()
     check_trees(memory.trees(), {})
