@@ -112,6 +112,8 @@ class Inspector:
         """Where the Merkle roots of the named nodes, all members of the layout, are not those of equal replicas; in words."""
         state = await self.state(names[0])
         self._epoch = state.epoch
+        for name in names:
+            await self.state(name)
         layout = state.current
         partitions = list(range(layout.partitions))
         words: list[str] = []
