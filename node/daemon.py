@@ -32,6 +32,7 @@ from node.cluster_view import CoreView
 from node.config import Config
 from node.data_directory import DataDirectory
 from node.live_volumes import LiveVolumes
+from node.names import NameLookup
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.disk import RealDisk
@@ -102,7 +103,7 @@ class Daemon:
             )
             await chunks.open()
             stack.push_async_callback(chunks.close)
-            doors = Doors(TcpNetwork(), clock, threads, rng, registers, chunks)
+            doors = Doors(TcpNetwork(NameLookup()), clock, threads, rng, registers, chunks)
             expiry = ChunkExpiry(chunks)
             view = CoreView(lambda: self._core, chunks, expiry)
             metrics = Metrics()
