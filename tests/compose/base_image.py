@@ -40,6 +40,9 @@ LEFT_OUT = (
 DEBIAN_DEADLINE_S = 300.0
 """Making it takes 45 s on two cores."""
 
+LABEL = "holdfast-test"
+"""On all images of the tests: what is built on an image inherits its labels."""
+
 RECIPE = """\
 FROM {debian}
 COPY wheels /usr/local/share/wheels
@@ -73,7 +76,7 @@ def make_base_image(engine: Engine) -> str:
     archive, wheels = _debian(), _wheels()
     debian = f"holdfast-test-debian:{archive.name.split('.')[0].rpartition('-')[2]}"
     base = f"holdfast-test-python:{wheels.name.rpartition('-')[2]}"
-    engine.run("docker", "import", str(archive), debian)
+    engine.run("docker", "import", "--change", f"LABEL {LABEL}=1", str(archive), debian)
     with tempfile.TemporaryDirectory(prefix="holdfast-base-") as context:
         shutil.copytree(wheels, Path(context, "wheels"))
         Path(context, "Dockerfile").write_text(RECIPE.format(debian=debian))
@@ -82,11 +85,11 @@ def make_base_image(engine: Engine) -> str:
 
 
 def remove_base_image(engine: Engine, image: str) -> None:
-    """What `make_base_image` made; a pulled image stays."""
+    """What `make_base_image` made, and what was built on it; a pulled image stays."""
     if image != dockerfile_base():
-        listed = engine.run("docker", "image", "ls", "--quiet", "--filter", "reference=holdfast-test-*")
-        for found in dict.fromkeys(listed.split()):
-            engine.run("docker", "image", "rm", "--force", found, check=False)
+        # newest first, so none is removed before those that stand on it
+        listed = engine.run("docker", "image", "ls", "--quiet", "--no-trunc", "--filter", f"label={LABEL}")
+        engine.run("docker", "image", "rm", "--force", *dict.fromkeys(listed.split()))
 
 
 def _debian() -> Path:

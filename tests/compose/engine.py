@@ -186,18 +186,20 @@ class OwnEngine:
                 raise
             self._process = None
         remove_control_groups()
-        if (self._directory / "data").exists():
-            shutil.rmtree(self._directory / "data")
-        if (self._directory / "exec").exists():
-            shutil.rmtree(self._directory / "exec")
+        for name in ("data", "exec"):
+            if (self._directory / name).exists():
+                shutil.rmtree(self._directory / name)
 
 
 def remove_control_groups() -> None:
-    """Those of engines that have ended. The kernel refuses to remove one that has processes in it."""
+    """Those of this process, and those left by processes that have been killed."""
     for pattern in (f"{CONTROL_GROUP_PREFIX}*", f"*/{CONTROL_GROUP_PREFIX}*"):
         for top in CONTROL_GROUPS.glob(pattern):
+            owner = top.name.removeprefix(CONTROL_GROUP_PREFIX)
+            if owner != str(os.getpid()) and Path("/proc", owner).exists():
+                continue
             for directory, _, _ in os.walk(top, topdown=False):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # the kernel refuses to remove one that has processes in it
                     os.rmdir(directory)
 
 
