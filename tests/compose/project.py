@@ -105,6 +105,10 @@ class ComposeProject:
         status = self.engine.run(*self.engine.inside, *line, check=False)
         return Answer(int(status or "0"), self._answer.read_bytes() if self._answer.exists() else b"")
 
+    def create(self, node: str, volume: str, size: int, chunk_size: int) -> Answer:
+        document = json.dumps({"name": volume, "size": size, "chunk_size": chunk_size})
+        return self.curl(node, "/v1/volumes", "--header", "Content-Type: application/json", "--data", document)
+
     def put(self, node: str, volume: str, file: Path) -> Answer:
         return self.curl(node, f"/v1/volumes/{volume}/data", "--upload-file", str(file))
 
@@ -166,7 +170,8 @@ class ComposeProject:
         repair = self.curl(node, "/v1/repair")
         if repair.status == 200:
             counted = repair.json()
-            return not any(counted[name] for name in ("copies_missing", "chunks_diverged", "keys_diverged"))
+            differs = any(counted[name] for name in ("copies_missing", "chunks_diverged", "keys_diverged"))
+            return not differs and counted.get("health", "healthy") == "healthy"
         jobs = self.jobs(node)
         return bool(jobs) and all(jobs[name]["queue_length"] == 0 for name in ("copier", "attestation"))
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from tests.cluster.content import MIB, content
+from tests.cluster.content import KIB, MIB, content
 from tests.compose.project import NODES, READY_DEADLINE_S, WHOLE_DEADLINE_S, ComposeProject, digest, until
 
 SIZE = 5 * MIB + 12345
 """Two chunks, the last one not whole."""
+
+SMALL_CHUNK = 256 * KIB
+"""The first volume's: so many that every node holds some of it."""
 
 OWNER = 7480
 """User and group of the daemon, and owner of what it writes."""
@@ -62,8 +65,12 @@ def test_the_exercise_of_the_user_guide(project: ComposeProject, tmp_path: Path)
     project.wait_ready()
     runs_as_its_own_user(project)
     stored = Stored(project, tmp_path)
+    assert project.create("n1", "v", SIZE, SMALL_CHUNK).status == 201
     stored.put("n1", "v")
     stored.check()
+    project.wait_whole()
+    held = project.chunks("n4")
+    assert held > 0
 
     # two nodes die, one after the other; the cluster is whole in between
     for killed, writer in (("n2", "n1"), ("n3", "n4")):
@@ -87,8 +94,6 @@ def test_the_exercise_of_the_user_guide(project: ComposeProject, tmp_path: Path)
     stored.check()
 
     # a disk is lost: whoever comes back with an empty one fetches all that belongs there
-    held = project.chunks("n4")
-    assert held > 0
     volume = project.volume("n4")
     project.compose("rm", "--stop", "--force", "n4")
     project.docker("volume", "rm", volume)
