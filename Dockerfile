@@ -11,7 +11,9 @@ RUN python -m venv /opt/holdfast \
  && /opt/holdfast/bin/pip uninstall --yes pip
 
 FROM ${PYTHON}
-RUN useradd --system --uid 7480 --user-group --no-create-home --home-dir /data --shell /usr/sbin/nologin holdfast \
+# fixed numbers: volumes keep their owner by number, whatever the base image's next free one is
+RUN groupadd --system --gid 7480 holdfast \
+ && useradd --system --uid 7480 --gid holdfast --no-create-home --home-dir /data --shell /usr/sbin/nologin holdfast \
  && install --directory --owner=holdfast --group=holdfast --mode=0750 /data
 COPY --from=build /opt/holdfast /opt/holdfast
 ENV PATH=/opt/holdfast/bin:$PATH \

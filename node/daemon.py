@@ -36,6 +36,7 @@ from node.config import Config
 from node.data_directory import DataDirectory
 from node.data_watch import DataWatch
 from node.live_volumes import LiveVolumes
+from node.names import NameLookup
 from node.repair_view import CoreRepairView
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_index import Damage
@@ -130,7 +131,7 @@ class Daemon:
             )
 
             def doors(registers: SqliteRegisterStore) -> Doors:
-                return Doors(TcpNetwork(), clock, threads, rng, registers, chunks, scrubber)
+                return Doors(TcpNetwork(NameLookup()), clock, threads, rng, registers, chunks, scrubber)
 
             expiry = ChunkExpiry(chunks)
             repair = CoreRepairView(

@@ -6,7 +6,7 @@ The real one is TCP on the running loop. A simulated one may connect two protoco
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
@@ -45,12 +45,30 @@ class TcpListener:
         self._server.close()
 
 
+class Names(Protocol):
+    """Turns names of hosts into addresses."""
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        """One or more, the best first; of an address, itself. Raises OSError."""
+
+
 class TcpNetwork:
-    """TCP with Nagle off (asyncio's default)."""
+    """TCP with Nagle off (asyncio's default). Without ``names`` the event loop looks names up, which can be neither shared nor given up."""
+
+    def __init__(self, names: Names | None = None) -> None:
+        self._names = names
 
     async def connect(self, factory: Callable[[], P], host: str, port: int) -> P:
-        _, protocol = await asyncio.get_running_loop().create_connection(factory, host, port)
-        return protocol
+        loop = asyncio.get_running_loop()
+        failure = OSError(f"{host} has no address")
+        for address in (host,) if self._names is None else await self._names.addresses(host):
+            try:
+                _, protocol = await loop.create_connection(factory, address, port)
+            except OSError as error:
+                failure = error
+            else:
+                return protocol
+        raise failure
 
     async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
         return TcpListener(await asyncio.get_running_loop().create_server(factory, host, port, backlog=512))
