@@ -7,9 +7,10 @@ lean on which others (see `file_ledger`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from node.storage.chunk_record import Kind, Record
+from node.storage.chunk_record import Kind, Record, moved_references
 
 REFERENCED = -1
 """`ChunkState.freed` of a chunk that has references."""
@@ -70,14 +71,16 @@ class Change:
             self.unreference(record.chunk, file, record.referrer, record.stamp)
         elif record.kind == Kind.DELETE:
             self.delete(record.chunk, file)
+        elif record.kind == Kind.MOVE:
+            self.move(record.chunk, file, offset, record.length, moved_references(record), record.stamp)
 
     def put(
         self, chunk: bytes, file: int, offset: int, length: int, referrer: bytes, replicas: int, stamp: int
     ) -> None:
         """The chunk's bytes are at (file, offset) from now on; `replicas` 0: no reference comes with it.
 
-        References to an earlier copy are kept, so that a batch torn behind the PUT loses none. Whoever writes a PUT over a held copy
-        writes all of them again behind it in the same batch: otherwise they would hang on a record of which nobody keeps account.
+        References to an earlier copy are kept. Nobody writes a PUT over a held copy (that is what `move` is for: references must not hang
+        on a record of which nobody keeps account); replay meets one where the DELETE between went with its file, see `file_ledger`.
         """
         old = self.get(chunk)
         self._alive(file, 1)
@@ -160,6 +163,18 @@ class Change:
         self.chunks -= 1
         self.bytes -= state.length
         self.states[chunk] = None
+
+    def move(
+        self, chunk: bytes, file: int, offset: int, length: int, references: Sequence[tuple[bytes, int]], stamp: int
+    ) -> None:
+        """The chunk's bytes are at (file, offset), and it has these references (referrer, replicas) and no others; without any its
+        grace period began at the store's age `stamp`. Whatever was said before is void, even that it is not held."""
+        self.delete(chunk, file)
+        self.put(chunk, file, offset, length, b"", 0, stamp)
+        if references:
+            self._alive(file, len(references) - 1)  # `put` has counted itself as the record that began the grace period
+            held = sorted(ReferenceState(referrer, replicas, file) for referrer, replicas in references)
+            self.states[chunk] = ChunkState(file, offset, length, tuple(held))
 
     def _alive(self, file: int, count: int) -> None:
         self.live[file] = self.live.get(file, 0) + count

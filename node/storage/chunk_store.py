@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, TypeVar
 
@@ -37,8 +37,10 @@ from node.storage.chunk_operation import AddReference, Condemn, Delete, DropRefe
 from node.storage.chunk_reading import ChunkReading, Damaged, Position, PositionCache
 from node.storage.chunk_recovery import ChunkRecovery, Recovered
 from node.storage.chunk_state import REFERENCED, ChunkState
-from node.storage.chunk_writer import Barrier, ChunkWriter, Rebuild, Retire
+from node.storage.chunk_writer import Barrier, ChunkWriter, Rebuild, Retire, Seal
 from node.storage.disk import Disk
+from node.storage.file_evacuation import EvacuationDoors, FileEvacuation
+from node.storage.file_ledger import FileAccount
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +259,32 @@ class LogChunkStore:
 
     async def unlink_dead_files(self) -> int:
         """Unlink log files that nothing needs any more; returns how many went."""
-        return int(await self._submit(Retire(self._future())))
+        return len(await self._submit(Retire(self._future())))
+
+    def evacuation(self, number: int) -> FileEvacuation:
+        """One emptying of a sealed log file, for compaction."""
+        doors = EvacuationDoors(
+            self._files, self._catalog, self._reading, self._ask, self._run, self._submit, self._future
+        )
+        return FileEvacuation(number, doors)
+
+    def log_files(self) -> list[FileAccount]:
+        """The accounts of the log files, ascending; the last is the one that is appended to."""
+        accounts = sorted(self._catalog.ledger.accounts.copy().items())
+        return [replace(account, covers=account.covers.copy()) for _, account in accounts]
+
+    async def seal(self) -> bool:
+        """Go on in a new log file; False when there is nothing in this one, or no room."""
+        return bool(await self._submit(Seal(self._future())))
+
+    @property
+    def short_of_space(self) -> bool:
+        """Whether the disk has less free than puts must leave: giving space back is urgent."""
+        return self._disk.space(self._directory).free < self._reserve
+
+    def room_to_move(self) -> int:
+        """Bytes that compaction may write."""
+        return self._disk.space(self._directory).free
 
     async def settle(self) -> None:
         """Return when everything queued before has been answered."""

@@ -54,7 +54,19 @@ class Barrier(Operation):
 
 
 class Retire(Barrier):
-    """Unlink dead log files. The outcome is how many went."""
+    """Unlink dead log files. The outcome is the list of those that went. `released`: a file that compaction has emptied under this
+    `epoch` of the catalog; it goes too, unless something in it is live still or the index was rebuilt since."""
+
+    __slots__ = ("epoch", "released")
+
+    def __init__(self, future: asyncio.Future[Any], released: int | None = None, epoch: int = 0) -> None:
+        super().__init__(future)
+        self.released = released
+        self.epoch = epoch
+
+
+class Seal(Barrier):
+    """Go on in a new log file, so that compaction may have this one. The outcome is whether that was done."""
 
     __slots__ = ()
 
@@ -235,6 +247,15 @@ class ChunkWriter:
             catalog.merge(batch.change, batch.file, self._log.end)
         self._report([damage for damage in batch.damages if catalog.set_aside(damage)])
 
+    def _seal(self) -> bool:
+        if self._log.end <= self._first_end:
+            return False
+        try:
+            self._roll()
+        except LogFull:
+            return False
+        return True
+
     @property
     def _first_end(self) -> int:
         """A file that holds no more than this is not exchanged for a new one."""
@@ -272,7 +293,9 @@ class ChunkWriter:
             if isinstance(barrier, Retire):
                 if self._begin_retiring(barrier):
                     return
-                barrier.outcome = 0
+                barrier.outcome = []
+            elif isinstance(barrier, Seal):
+                barrier.outcome = self._seal()
             elif isinstance(barrier, Rebuild) and barrier.epoch == self._catalog.epoch:
                 self._rebuild(barrier.reason)
         except HoldfastError as error:
@@ -340,7 +363,7 @@ class ChunkWriter:
             self._catalog.ledger.remove(gone)
         finally:
             if retire is not None:
-                retire.outcome = len(gone)
+                retire.outcome = gone
                 self._answer([retire])
 
     def _begin_retiring(self, retire: Retire) -> bool:
@@ -349,7 +372,14 @@ class ChunkWriter:
         catalog = self._catalog
         if catalog.frozen is not None:
             return False
-        doomed = catalog.ledger.removable(self._log.number)
+        released = retire.released
+        if (
+            released not in catalog.ledger.accounts
+            or retire.epoch != catalog.epoch
+            or not catalog.ledger.release(released)
+        ):
+            released = None
+        doomed = catalog.ledger.removable(self._log.number, released)
         if not doomed:
             return False
         self._retiring = retire
@@ -370,7 +400,7 @@ class ChunkWriter:
             raise self._log.poison(error, "rebuilding the index") from error
         finally:
             if self._retiring is not None:
-                self._retiring.outcome = 0
+                self._retiring.outcome = []
                 self._answer([self._retiring])
                 self._retiring = None
         catalog.epoch += 1

@@ -23,6 +23,7 @@ from cluster.chunks.store import Reference, StoreFailed
 from cluster.errors import Corrupt, HoldfastError, NoSpace
 from node.storage import chunk_store as chunk_store_module
 from node.storage import chunk_writer
+from node.storage.chunk_compaction import ChunkCompaction
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_record import HEADER_BYTES
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
@@ -142,6 +143,18 @@ class Workload:
             self.disk.note(Done(chunk))
             del self.states[chunk]
 
+    async def compact(self, store: LogChunkStore, pieces: int = 1000, *, busy: bool = True) -> int:
+        """Empty log files, if `busy` while other changes go on; returns how many went."""
+        job = ChunkCompaction(store, FrozenClock(), worth_bytes=1000)
+        for piece in range(pieces):
+            more = await job.run_once()
+            assert job.last_error is None
+            if not more:
+                break
+            if busy and piece % 3 == 0:
+                await self.round(store, 1)
+        return job.files_emptied
+
 
 def allowed(disk: SimulatedDisk, at: int) -> dict[bytes, list[State]]:
     """What may be found of each chunk after a crash behind the first `at` events."""
@@ -200,6 +213,7 @@ async def test_power_cut_behind_every_write(tmp_path: Path, seed: int) -> None:
     work = Workload(disk, random.Random(seed))
     live = tmp_path / "live"
     indexes: list[tuple[int, Path]] = []
+    emptied = 0
     for session in range(3):
         store = make(live, disk)
         await store.open()
@@ -208,6 +222,7 @@ async def test_power_cut_behind_every_write(tmp_path: Path, seed: int) -> None:
         await work.release(store, 4)
         await work.expire(store)
         await work.round(store, 3)
+        emptied += await work.compact(store, 4 if session == 1 else 1000)
         await (store.close() if session == 1 else store.abandon())
         saved = tmp_path / f"index-{session}"
         saved.mkdir()
@@ -221,6 +236,7 @@ async def test_power_cut_behind_every_write(tmp_path: Path, seed: int) -> None:
     rolls = sum(event.kind == "create" for event in disk.history)
     assert rolls > 5
     assert any(event.kind == "unlink" for event in disk.history)
+    assert emptied
     for at in range(len(disk.history) + 1):
         if at and disk.history[at - 1].kind == "note":
             continue
@@ -245,6 +261,12 @@ async def test_power_cut_behind_every_write(tmp_path: Path, seed: int) -> None:
             extra = chance.randbytes(50)
             name = blake3(extra).digest()
             await store.put(name, extra, Reference(REFERRERS[0], 1))
+            if cases % 3 == 0:
+                await ChunkExpiry(store).run_once()
+                await Workload(left, chance).compact(store, busy=False)
+                expired = {chunk for chunk, state in settled.items() if state == [{}]}
+                settled = {chunk: state for chunk, state in settled.items() if chunk not in expired}
+                assert set(await observed(store)) == {*settled, name}, label
             await store.abandon()
             if cases % 4 == 0:
                 (live / "chunks.sqlite").unlink()
