@@ -20,7 +20,7 @@ from cluster.peer.jobs import JobState
 from cluster.register.quorum import majority
 from cluster.register.store import LEARNER
 from node.api.ports import JsonObject, Sample, StagedNode
-from node.storage.chunk_expiry import ChunkExpiry
+from node.job_runner import Job
 
 GIB = 1 << 30
 
@@ -28,10 +28,10 @@ GIB = 1 << 30
 class CoreView:
     """See the module. ``core`` is called anew each time: a node's core is made again when its store begins a new life."""
 
-    def __init__(self, core: Callable[[], PeerCore | None], store: ChunkStore, expiry: ChunkExpiry) -> None:
+    def __init__(self, core: Callable[[], PeerCore | None], store: ChunkStore, jobs: Sequence[Job]) -> None:
         self._core = core
         self._store = store
-        self._expiry = expiry
+        self._jobs = jobs
 
     # ClusterView
 
@@ -172,9 +172,10 @@ class CoreView:
 
     async def jobs(self) -> JsonObject:
         core = self._require()
-        expiry = self._expiry
-        own = JobState(expiry.name, expiry.queue_length, expiry.last_error or "", expiry.waiting_for or "")
-        return {"jobs": [job._asdict() for job in (*core.jobs(), own)]}
+        return {"jobs": [job._asdict() for job in (*core.jobs(), *self._own_jobs())]}
+
+    def _own_jobs(self) -> list[JobState]:
+        return [JobState(job.name, job.queue_length, job.last_error or "", job.waiting_for or "") for job in self._jobs]
 
     async def plan_layout(self, stage: Sequence[StagedNode]) -> JsonObject:
         core = self._require()
@@ -210,6 +211,7 @@ class CoreView:
             ("chunk_live_bytes", "gauge", "Payload bytes of the chunks held.", chunks.live_bytes),
             ("chunk_log_bytes", "gauge", "Size of the chunk log.", chunks.log_bytes),
             ("disk_free_bytes", "gauge", "Free space of the data directory's disk.", chunks.free_bytes),
+            ("disk_ballast_bytes", "gauge", "Given up for deletes when the disk is full.", chunks.ballast_bytes),
             ("chunks_quarantined", "gauge", "Damaged places set aside.", chunks.quarantined),
             ("chunk_puts", "counter", "Chunks stored on this node.", chunks.puts),
             ("chunk_reads", "counter", "Chunks read on this node.", chunks.reads + chunks.cached_reads),
@@ -217,6 +219,8 @@ class CoreView:
             ("chunk_written_bytes", "counter", "Bytes appended to the chunk log.", chunks.bytes_written),
         ):
             yield Sample(name, kind, doc, value)  # type: ignore[arg-type]  # the literals above are its kinds
+        for own in self._own_jobs():
+            yield Sample("job_queue", "gauge", "Work waiting, by job.", own.queue_length, {"job": own.name})
         core = self._core()
         if core is None:
             return

@@ -18,6 +18,8 @@ from typing import Any
 from cluster.errors import Invalid
 from cluster.layout.layout import MAX_REPLICATION_FACTOR, NAME_PATTERN
 from node.api.auth import check_listen_address
+from node.storage.ballast import BALLAST_BYTES
+from node.storage.chunk_compaction import COMPACTION_RATE
 
 DEFAULT_API_PORT = 7480
 DEFAULT_PEER_PORT = 7482
@@ -67,6 +69,13 @@ class Settings:
     reserve: str | None = _setting(
         "bytes of disk kept free for deletes and repair (default: 1 % of the disk, at least 256 MiB)"
     )
+    ballast: str | None = _setting(
+        f"bytes allocated to a file that is given up for deletes when others have filled the disk (default: half of the reserve, "
+        f"at most {BALLAST_BYTES >> 20} MiB)"
+    )
+    compaction_rate: str | None = _setting(
+        f"bytes per second that rewriting of mostly dead log files may write (default {COMPACTION_RATE >> 20} MiB)"
+    )
     log_level: str | None = _setting(f"{', '.join(LOG_LEVELS)} (default info)")
     log_format: str | None = _setting(f"{' or '.join(LOG_FORMATS)} (default console)")
 
@@ -94,6 +103,8 @@ class Config:
     allow_anonymous: bool
     chunk_grace_s: float
     reserve: int | None
+    ballast: int | None
+    compaction_rate: int
     log_level: str
     log_format: str
 
@@ -178,6 +189,8 @@ def check(settings: Settings) -> Config:
         allow_anonymous=anonymous,
         chunk_grace_s=float(_integer(settings.chunk_grace_s, "chunk_grace_s", 0, 1 << 31, 3600)),
         reserve=None if settings.reserve is None else _integer(settings.reserve, "reserve", 0, 1 << 62, 0),
+        ballast=None if settings.ballast is None else _integer(settings.ballast, "ballast", 0, 1 << 40, 0),
+        compaction_rate=_integer(settings.compaction_rate, "compaction_rate", 1 << 16, 1 << 40, COMPACTION_RATE),
         log_level=log_level,
         log_format=log_format,
     )

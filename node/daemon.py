@@ -12,6 +12,7 @@ import gc
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,9 @@ from node.api.server import ApiServer
 from node.cluster_view import CoreView
 from node.config import Config
 from node.data_directory import DataDirectory
+from node.job_runner import Job, run_jobs
 from node.live_volumes import LiveVolumes
+from node.storage.chunk_compaction import ChunkCompaction
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.disk import RealDisk
@@ -42,9 +45,6 @@ log = structlog.get_logger(__name__)
 
 STOP_GRACE_S = 5.0
 """Requests under way get so long when the daemon is told to stop."""
-
-EXPIRY_INTERVAL_S = 5.0
-"""Between looks for chunks whose grace period is over."""
 
 CHUNKS = "chunks"
 
@@ -89,22 +89,28 @@ class Daemon:
             stack.callback(threads.close)
             rng = random.SystemRandom()
             clock = SystemClock()
-            registers = await asyncio.to_thread(self._open_registers, directory.path)
-            stack.push_async_callback(registers.close)
             chunk_directory = directory.path / CHUNKS
             chunk_directory.mkdir(exist_ok=True)
             chunks = LogChunkStore(
-                ChunkStoreSettings(str(chunk_directory), grace_s=config.chunk_grace_s, reserve_bytes=config.reserve),
+                ChunkStoreSettings(
+                    str(chunk_directory),
+                    grace_s=config.chunk_grace_s,
+                    reserve_bytes=config.reserve,
+                    ballast_bytes=config.ballast,
+                ),
                 disk=RealDisk(),
                 clock=clock,
                 random=random.Random(),  # noqa: S311 - jitter only
                 on_damage=lambda damage: log.warning("chunk_damaged", damage=str(damage)),
             )
+            await asyncio.to_thread(chunks.ensure_room_to_start)
+            registers = await asyncio.to_thread(self._open_registers, directory.path, chunks.release_ballast)
+            stack.push_async_callback(registers.close)
             await chunks.open()
             stack.push_async_callback(chunks.close)
             doors = Doors(TcpNetwork(), clock, threads, rng, registers, chunks)
-            expiry = ChunkExpiry(chunks)
-            view = CoreView(lambda: self._core, chunks, expiry)
+            jobs: list[Job] = [ChunkExpiry(chunks), ChunkCompaction(chunks, clock, rate=config.compaction_rate)]
+            view = CoreView(lambda: self._core, chunks, jobs)
             metrics = Metrics()
             metrics.add(view)
             token = BearerToken(config.api_token) if config.api_token else None
@@ -125,11 +131,11 @@ class Daemon:
             gc.freeze()
             try:
                 async with asyncio.TaskGroup() as group:
-                    expiring = group.create_task(_expire(expiry, clock))
+                    running_jobs = group.create_task(run_jobs(jobs, clock))
                     try:
                         await self._live(doors, registers, server)
                     finally:
-                        expiring.cancel()
+                        running_jobs.cancel()
             except BaseExceptionGroup as error:
                 raise _root(error) from error
         if self._failure is not None:
@@ -171,12 +177,12 @@ class Daemon:
                     "store_had_forgotten", node=self._config.name, action="it takes a new store id and relearns"
                 )
 
-    def _open_registers(self, directory: Path) -> SqliteRegisterStore:
+    def _open_registers(self, directory: Path, make_room: Callable[[], bool]) -> SqliteRegisterStore:
         def on_failure(error: HoldfastError) -> None:
             self.fail(error)
 
         try:
-            return SqliteRegisterStore.open(directory, on_failure)
+            return SqliteRegisterStore.open(directory, on_failure, make_room)
         except Corrupt as error:
             raise Invalid(
                 f"{error.message}. Move {directory / DATABASE_NAME} (with its -wal and -shm) away and start the node again: "
@@ -208,13 +214,6 @@ class Daemon:
 def default_capacity(disk_bytes: int) -> int:
     """Bytes that a node offers when nothing else is said: its disk's size in whole GiB, at least one."""
     return max(1, disk_bytes // CAPACITY_UNIT) * CAPACITY_UNIT
-
-
-async def _expire(expiry: ChunkExpiry, clock: SystemClock) -> None:
-    """Give space back, one bounded piece of work at a time, for as long as the daemon runs."""
-    while True:
-        if not await expiry.run_once():
-            await clock.sleep(EXPIRY_INTERVAL_S)
 
 
 def _contains(error: BaseException, kind: type[BaseException]) -> bool:

@@ -339,7 +339,7 @@ class Copier:
                 references = [Reference(r.referrer, r.replicas) for r in listed.references]
                 if not here and references:
                     payload = await self._fetch(name, listed)
-                    await self._chunks.put(listed.chunk, payload, references.pop())
+                    await self._chunks.put(listed.chunk, payload, references.pop(), repair=True)
                     self.chunks_copied += 1
                     self.bytes_copied += len(payload)
                 for reference in references:

@@ -171,7 +171,7 @@ class Tidier:
                     continue
                 crc = crc32c.crc32c(payload)
                 for reference in entry.references:
-                    request = PutChunk(entry.chunk, reference.referrer, reference.replicas, crc)
+                    request = PutChunk(entry.chunk, reference.referrer, reference.replicas, crc, repair=True)
                     await self._caller.call(name, request, payload, deadline_s=CALL_DEADLINE_S)
             sent.append(entry.chunk)
         return sent

@@ -31,6 +31,12 @@ WORTH_WHEN_SHORT_BYTES = 64 * 1024
 RECORD_OVERHEAD = HEADER_BYTES
 """What a live record costs beside its payload, roughly. Without it files of tiny chunks would look dead, and be rewritten for ever."""
 
+COMPACTION_INTERVAL_S = 10.0
+"""Between looks for files worth emptying."""
+
+SHORT_INTERVAL_S = 1.0
+"""The same, when space is short."""
+
 UNWORTHY_LIMIT = 4096
 """Files remembered as not worth rewriting."""
 
@@ -90,6 +96,10 @@ class ChunkCompaction:
         """Size of the files given back, less what was written for it."""
         self.files_emptied = 0
 
+    @property
+    def interval_s(self) -> float:
+        return SHORT_INTERVAL_S if self._store.short_of_space else COMPACTION_INTERVAL_S
+
     async def run_once(self) -> bool:
         """One unit of work; whether there is more to do. Errors are kept in `last_error`, not raised."""
         began = self._clock.monotonic()
@@ -112,6 +122,8 @@ class ChunkCompaction:
         """(whether there is more, bytes written)."""
         at_hand = self._at_hand
         if at_hand is not None and at_hand.void:
+            if at_hand.gone:
+                self._credit(at_hand)  # it died of what was moved, and whoever unlinks dead files was faster
             self._at_hand = at_hand = None
         if at_hand is None:
             return await self._choose(), 0
@@ -121,16 +133,14 @@ class ChunkCompaction:
             if not self._is_worth(at_hand):
                 self._leave()
             return True, written
-        if not await at_hand.release():
-            if not at_hand.void and any(account.number == at_hand.number for account in self._store.log_files()):
-                self.waiting_for = "readers of the emptied file, or room for the index"
-                return False, 0
-            self._at_hand = None
-            return True, 0
+        if not await at_hand.release() and not at_hand.void:
+            self.waiting_for = "readers of the emptied file, or room for the index"
+            return False, 0
+        return True, 0
+
+    def _credit(self, at_hand: FileEvacuation) -> None:
         self.files_emptied += 1
         self.freed_bytes += at_hand.size - at_hand.moved_bytes - at_hand.restated_bytes
-        self._at_hand = None
-        return True, 0
 
     async def _choose(self) -> bool:
         """Take the best file in hand; whether there is one."""

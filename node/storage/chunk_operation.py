@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.errors import NoSpace
 from cluster.rpc.message import Buffer
@@ -60,7 +60,7 @@ class Operation:
 class Put(Operation):
     """Keep a payload. The outcome is None, or the ChunkState of a copy that is there and must be verified before asking again."""
 
-    __slots__ = ("checked", "fault", "payload", "referrer", "replicas")
+    __slots__ = ("checked", "fault", "payload", "referrer", "repair", "replicas")
 
     def __init__(
         self,
@@ -71,6 +71,8 @@ class Put(Operation):
         replicas: int,
         checked: tuple[int, int] | None = None,
         fault: str | None = None,
+        *,
+        repair: bool = False,
     ) -> None:
         super().__init__(chunk, future)
         self.payload = payload
@@ -80,6 +82,7 @@ class Put(Operation):
         """File and offset of the copy whose bytes were looked at."""
         self.fault = fault
         """What was wrong with them, None if nothing."""
+        self.repair = repair
 
     @property
     def size(self) -> int:
@@ -95,7 +98,7 @@ class Put(Operation):
             batch.reference(self.chunk, state, self.referrer, self.replicas)
             self.outcome = None
         elif self.checked == (state.file, state.offset):
-            if batch.admit(put_size(len(self.payload), len(state.references) + 1)):
+            if batch.admit(put_size(len(self.payload), len(state.references) + 1), repair=self.repair):
                 self.moved = True
                 batch.set_aside(self.chunk, state, self.fault or "")
                 kept = [(held.referrer, held.replicas) for held in state.references if held.referrer != self.referrer]
@@ -107,7 +110,7 @@ class Put(Operation):
             self.outcome = state
 
     def _write(self, batch: Batch) -> None:
-        if batch.admit(put_size(len(self.payload))):
+        if batch.admit(put_size(len(self.payload)), repair=self.repair):
             self.position = batch.put(self.chunk, self.payload, self.referrer, self.replicas)
             self.outcome = None
         else:
@@ -196,10 +199,23 @@ class Condemn(Delete):
         batch.set_aside(self.chunk, state, self.fault)
 
 
-class Batch:
-    """Records to be appended at `start` of log file `file`, and their effects. `room` is how many bytes puts may take, None: no puts."""
+class Room(NamedTuple):
+    """Bytes that a batch may take: for users' puts, and for puts that repair. Everything else is bound by the disk alone, except that
+    chunks are moved only if `moves`."""
 
-    def __init__(self, change: Change, file: int, start: int, salt: int, stamp: int, room: int | None) -> None:
+    puts: int
+    repairs: int
+    moves: bool = True
+
+
+NO_PUTS = Room(0, 0)
+NO_MOVES = Room(0, 0, moves=False)
+
+
+class Batch:
+    """Records to be appended at `start` of log file `file`, and their effects."""
+
+    def __init__(self, change: Change, file: int, start: int, salt: int, stamp: int, room: Room) -> None:
         self.change = change
         self.file = file
         self.start = start
@@ -211,12 +227,14 @@ class Batch:
         self._stamp = stamp
         self._room = room
 
-    def admit(self, size: int) -> bool:
-        """Whether a put of this size fits above the reserve; takes the room if so."""
-        if self._room is None or size > self._room:
-            return False
-        self._room -= size
-        return True
+    def admit(self, size: int, *, repair: bool) -> bool:
+        """Whether a put of this size fits beside what the batch has already."""
+        return size <= (self._room.repairs if repair else self._room.puts) - self.size
+
+    @property
+    def moves(self) -> bool:
+        """Whether chunks may be moved."""
+        return self._room.moves
 
     def no_space(self) -> NoSpace:
         return NoSpace("the disk is full up to its reserve: nothing was stored; free space or add a node")

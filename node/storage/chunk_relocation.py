@@ -52,6 +52,9 @@ class Relocate(Operation):
         if len(state.references) > MOVE_REFERENCES_LIMIT:
             self.outcome = Conflict("a chunk has more references than one record holds: its log file stays")
             return
+        if not batch.moves:
+            self.outcome = batch.no_space()
+            return
         before = batch.size
         self.moved = True
         references = [(held.referrer, held.replicas) for held in state.references]

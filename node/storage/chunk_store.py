@@ -30,6 +30,7 @@ from cluster.chunks.store import (
 from cluster.doors.clock import Clock
 from cluster.errors import Corrupt, Invalid, NotFound
 from cluster.rpc.message import Buffer
+from node.storage.ballast import RELEASE_BYTES, START_BYTES, Ballast, default_ballast
 from node.storage.chunk_catalog import ABSENT, ChunkCatalog, merged_page
 from node.storage.chunk_index import ChunkIndex, Damage, IndexDamaged
 from node.storage.chunk_log import ChunkLog, LogFiles
@@ -66,12 +67,14 @@ def default_reserve(total: int) -> int:
 @dataclass(frozen=True, slots=True)
 class ChunkStoreSettings:
     """`directory`: where the log and the index live. `grace_s`: how long a chunk outlives its last reference. `file_bytes`: size at
-    which a log file is sealed. `reserve_bytes`: free space below which a put is refused; None: `default_reserve`."""
+    which a log file is sealed. `reserve_bytes`: free space below which a put is refused; None: `default_reserve`.
+    `ballast_bytes`: see `ballast`; None: `default_ballast`."""
 
     directory: str
     grace_s: float = GRACE_S
     file_bytes: int = FILE_BYTES
     reserve_bytes: int | None = None
+    ballast_bytes: int | None = None
 
 
 class LogChunkStore:
@@ -94,6 +97,7 @@ class LogChunkStore:
         self._on_damage = on_damage
         self._directory = settings.directory
         self._files = LogFiles(disk, settings.directory)
+        self._ballast = Ballast(disk, settings.directory)
         self._index = ChunkIndex(os.path.join(settings.directory, "chunks.sqlite"))
         self._catalog = ChunkCatalog(self._index)
         self._reading = ChunkReading(self._files)
@@ -124,6 +128,7 @@ class LogChunkStore:
             self._readers.shutdown()
             self._index.close()
             self._files.close()
+            self._ballast.close()
             raise
         self._writer = ChunkWriter(
             files=self._files,
@@ -133,6 +138,7 @@ class LogChunkStore:
             age_ms=found.age_ms,
             file_bytes=self._settings.file_bytes,
             reserve_bytes=self._reserve,
+            ballast=self._ballast,
             loop=self._loop,
             answered=self._answered,
             damaged=self._report,
@@ -150,9 +156,11 @@ class LogChunkStore:
 
     def _recover(self) -> Recovered:
         self._disk.make_directory(self._directory)
-        found = ChunkRecovery(self._files, self._catalog, self._log).run()
-        reserve = self._settings.reserve_bytes
+        settings = self._settings
+        reserve, ballast = settings.reserve_bytes, settings.ballast_bytes
         self._reserve = default_reserve(self._disk.space(self._directory).total) if reserve is None else reserve
+        found = ChunkRecovery(self._files, self._catalog, self._log, self._ballast).run()
+        self._ballast.open(default_ballast(self._reserve) if ballast is None else ballast)
         return found
 
     async def close(self) -> None:
@@ -177,10 +185,11 @@ class LogChunkStore:
         await asyncio.to_thread(writer.stop, tidy=tidy)
         self._index.close()
         self._files.close()
+        self._ballast.close()
 
     # -- changes
 
-    async def put(self, chunk: bytes, payload: Buffer, reference: Reference) -> None:
+    async def put(self, chunk: bytes, payload: Buffer, reference: Reference, *, repair: bool = False) -> None:
         """See `ChunkStore.put`."""
         _check_chunk(chunk)
         _check_reference(reference)
@@ -196,8 +205,9 @@ class LogChunkStore:
             checked: tuple[int, int] | None = None
             fault: str | None = None
             while True:
+                who, copies = reference.referrer, reference.replicas
                 held = await self._submit(
-                    Put(chunk, self._future(), payload, reference.referrer, reference.replicas, checked, fault)
+                    Put(chunk, self._future(), payload, who, copies, checked, fault, repair=repair)
                 )
                 if held is None:
                     return
@@ -283,8 +293,17 @@ class LogChunkStore:
         return self._disk.space(self._directory).free < self._reserve
 
     def room_to_move(self) -> int:
-        """Bytes that compaction may write."""
-        return self._disk.space(self._directory).free
+        """Bytes that compaction may write: what is free, and half of the ballast."""
+        ballast = self._ballast
+        return self._disk.space(self._directory).free + max(0, ballast.held - ballast.size // 2)
+
+    def ensure_room_to_start(self) -> None:
+        """Before anything is opened on this disk, if others have filled it. Blocks."""
+        self._ballast.ensure_free(START_BYTES)
+
+    def release_ballast(self, size: int = RELEASE_BYTES) -> bool:
+        """Make room on a full disk for what must not be refused: whether there is any to try again with. Any thread, also before `open`."""
+        return self._ballast.release(size)
 
     async def settle(self) -> None:
         """Return when everything queued before has been answered."""
@@ -400,6 +419,7 @@ class LogChunkStore:
             bytes_written=self._log.bytes_written,
             bytes_read=self._bytes_read,
             failure=self._log.failure,
+            ballast_bytes=self._ballast.held,
         )
 
     def damages(self) -> list[Damage]:

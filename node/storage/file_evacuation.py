@@ -133,10 +133,13 @@ class FileEvacuation:
         """Behind damage: the last chunk that was looked at."""
 
     @property
+    def gone(self) -> bool:
+        return self.number not in self._doors.catalog.ledger.accounts
+
+    @property
     def void(self) -> bool:
         """The file is gone, or the index was rebuilt: what was noted of covered files is lost."""
-        catalog = self._doors.catalog
-        return catalog.epoch != self._epoch or self.number not in catalog.ledger.accounts
+        return self.gone or self._doors.catalog.epoch != self._epoch
 
     async def step(self) -> int:
         """One bounded piece; returns the bytes written for it. Raises NoSpace, StoreFailed, Conflict: the same piece can be tried again."""

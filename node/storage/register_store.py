@@ -89,11 +89,16 @@ class SqliteRegisterStore:
     """See the module. Made by `open`."""
 
     def __init__(
-        self, writer: sqlite3.Connection, reader: sqlite3.Connection, on_failure: Callable[[HoldfastError], None]
+        self,
+        writer: sqlite3.Connection,
+        reader: sqlite3.Connection,
+        on_failure: Callable[[HoldfastError], None],
+        make_room: Callable[[], bool] | None = None,
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._on_failure = on_failure
+        self._make_room = make_room
         self._writing = ThreadPoolExecutor(1, "registers-write")
         self._reading = ThreadPoolExecutor(1, "registers-read")
         self._waiting: list[tuple[Sequence[Write], asyncio.Future[None]]] = []
@@ -105,8 +110,14 @@ class SqliteRegisterStore:
         self.writes = 0
 
     @classmethod
-    def open(cls, directory: Path, on_failure: Callable[[HoldfastError], None]) -> SqliteRegisterStore:
-        """Open or create the store (blocking: called before the event loop serves). Raises Corrupt for a damaged database."""
+    def open(
+        cls,
+        directory: Path,
+        on_failure: Callable[[HoldfastError], None],
+        make_room: Callable[[], bool] | None = None,
+    ) -> SqliteRegisterStore:
+        """Open or create the store (blocking: called before the event loop serves). `make_room`: called from the writer's thread when
+        the disk is full; whether a retry makes sense. Raises Corrupt for a damaged database."""
         path = directory / DATABASE_NAME
         with ExitStack() as failed:
             try:
@@ -117,7 +128,7 @@ class SqliteRegisterStore:
             except sqlite3.DatabaseError as error:
                 raise Corrupt(f"{path} can't be read as a database ({error})") from error
             failed.pop_all()
-            return cls(writer, reader, on_failure)
+            return cls(writer, reader, on_failure, make_room)
 
     # Before the event loop serves
 
@@ -223,6 +234,15 @@ class SqliteRegisterStore:
     # In the threads
 
     def _write(self, groups: list[Sequence[Write]]) -> None:
+        """One transaction; tried again as long as the disk is full and room can be made."""
+        while True:
+            try:
+                return self._transact(groups)
+            except sqlite3.OperationalError as error:
+                if "full" not in str(error) or self._make_room is None or not self._make_room():
+                    raise
+
+    def _transact(self, groups: list[Sequence[Write]]) -> None:
         connection = self._writer
         registers: list[tuple[object, ...]] = []
         connection.execute("BEGIN IMMEDIATE")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.storage.chunk_operation import Batch, Operation
+from node.storage.chunk_operation import NO_PUTS, Batch, Operation
 from node.storage.chunk_record import Kind, Record, pack_references, parse_header, record_size
 from node.storage.chunk_relocation import Relocate, Restate
 from node.storage.chunk_state import REFERENCED, Change, ChunkState
@@ -117,7 +117,7 @@ class Log:
 
     def decide(self, operation: Operation) -> Any:
         """As the writer does: the records are those that the batch would have appended."""
-        batch = Batch(Change(dict(self.held)), self.active, self.end, 1, self.moment, None)
+        batch = Batch(Change(dict(self.held)), self.active, self.end, 1, self.moment, NO_PUTS)
         operation.decide(batch)
         data = b"".join(batch.buffers)
         assert len(data) == batch.size
