@@ -3,7 +3,8 @@
 The event loop's side: it checks arguments, queues changes for the writer's thread, sends lookups and reads to a few reader threads, and
 owns the cache of positions for reads that need neither. No method waits for the disk on the event loop.
 Read on in this order: `chunk_record`, `chunk_state`, `file_ledger`, `chunk_log`, `chunk_index`, `chunk_catalog`, `chunk_operation`,
-`chunk_writer`, `chunk_recovery`. The owner of the data directory sees to it that one process opens it at a time.
+`chunk_writer`, `chunk_recovery`; for space `chunk_expiry`, `chunk_relocation`, `file_evacuation`, `chunk_compaction`, `ballast`.
+The owner of the data directory sees to it that one process opens it at a time.
 """
 
 from __future__ import annotations

@@ -114,9 +114,10 @@ class FileEvacuation:
     """`step` until `emptied`, then `release` until it says that the file has gone. `void`: begin anew, with a new one."""
 
     def __init__(self, number: int, doors: EvacuationDoors) -> None:
-        account = doors.catalog.ledger.accounts[number]
+        self._epoch = doors.catalog.epoch  # first: what is read under a later one makes this void
+        account = doors.catalog.ledger.accounts.get(number)
         self.number = number
-        self.size = account.size
+        self.size = 0 if account is None else account.size
         self.offset = FILE_HEADER_BYTES
         """How far the file has been read."""
         self.moved_bytes = 0
@@ -125,9 +126,8 @@ class FileEvacuation:
         """Written for small records."""
         self.emptied = False
         self._doors = doors
-        self._salt = account.salt or None
-        self._covers = frozenset(account.covers)
-        self._epoch = doors.catalog.epoch
+        self._salt = None if account is None else account.salt or None
+        self._covers = frozenset(() if account is None else account.covers)
         self._damaged = False
         self._searched: bytes | None = None
         """Behind damage: the last chunk that was looked at."""
