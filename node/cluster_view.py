@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.chunks.store import ChunkStore
 from cluster.errors import Conflict
@@ -20,22 +20,10 @@ from cluster.peer.jobs import JobState
 from cluster.register.quorum import majority
 from cluster.register.store import LEARNER
 from node.api.ports import JsonObject, Sample, StagedNode
+from node.job_runner import ShownJob
 from node.repair_view import CoreRepairView, attention, is_healthy, totals_json
 
 GIB = 1 << 30
-
-
-class StorageJob(Protocol):
-    """A background job of the daemon itself, beside the core's; None for no error, nothing waited for."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def queue_length(self) -> int: ...
-    @property
-    def last_error(self) -> str | None: ...
-    @property
-    def waiting_for(self) -> str | None: ...
 
 
 class CoreView:
@@ -46,7 +34,7 @@ class CoreView:
         self,
         core: Callable[[], PeerCore | None],
         store: ChunkStore,
-        own_jobs: Sequence[StorageJob],
+        own_jobs: Sequence[ShownJob],
         repair: CoreRepairView,
     ) -> None:
         self._core = core
@@ -236,6 +224,7 @@ class CoreView:
             ("chunk_live_bytes", "gauge", "Payload bytes of the chunks held.", chunks.live_bytes),
             ("chunk_log_bytes", "gauge", "Size of the chunk log.", chunks.log_bytes),
             ("disk_free_bytes", "gauge", "Free space of the data directory's disk.", chunks.free_bytes),
+            ("disk_ballast_bytes", "gauge", "Given up for deletes when the disk is full.", chunks.ballast_bytes),
             ("chunks_quarantined", "gauge", "Damaged places set aside.", chunks.quarantined),
             ("chunk_puts", "counter", "Chunks stored on this node.", chunks.puts),
             ("chunk_reads", "counter", "Chunks read on this node.", chunks.reads + chunks.cached_reads),
@@ -243,6 +232,8 @@ class CoreView:
             ("chunk_written_bytes", "counter", "Bytes appended to the chunk log.", chunks.bytes_written),
         ):
             yield Sample(name, kind, doc, value)  # type: ignore[arg-type]  # the literals above are its kinds
+        for own in self._own_jobs():
+            yield Sample("job_queue", "gauge", "Work waiting, by job.", own.queue_length, {"job": own.name})
         core = self._core()
         if core is None:
             return

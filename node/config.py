@@ -21,6 +21,8 @@ from cluster.layout.layout import MAX_REPLICATION_FACTOR, NAME_PATTERN
 from cluster.repair.settings import RepairSettings
 from cluster.volumes.reclaim import RETIRED_GRACE_S
 from node.api.auth import check_listen_address
+from node.storage.ballast import BALLAST_BYTES
+from node.storage.chunk_compaction import COMPACTION_RATE
 
 DEFAULT_API_PORT = 7480
 DEFAULT_PEER_PORT = 7482
@@ -128,6 +130,12 @@ class Settings:
     )
     tombstone_grace_s: str | None = _setting(
         f"seconds that the mark of something deleted is kept after all replicas have it (default {DEFAULT_TOMBSTONE_GRACE_S})"
+    ballast: str | None = _setting(
+        f"bytes allocated to a file that is given up for deletes when others have filled the disk (default: half of the reserve, "
+        f"at most {BALLAST_BYTES >> 20} MiB)"
+    )
+    compaction_rate: str | None = _setting(
+        f"bytes per second that rewriting of mostly dead log files may write (default {COMPACTION_RATE >> 20} MiB)"
     )
     log_level: str | None = _setting(f"{', '.join(LOG_LEVELS)} (default info)")
     log_format: str | None = _setting(f"{' or '.join(LOG_FORMATS)} (default console)")
@@ -164,6 +172,8 @@ class Config:
     sweep_period_s: float
     sweep_age_s: float
     tombstone_grace_s: float
+    ballast: int | None
+    compaction_rate: int
     log_level: str
     log_format: str
 
@@ -262,6 +272,8 @@ def check(settings: Settings) -> Config:
         sweep_period_s=_seconds(settings.sweep_period_s, "sweep_period_s", LEAST_INTERVAL_S, DEFAULT_SWEEP_PERIOD_S),
         sweep_age_s=_seconds(settings.sweep_age_s, "sweep_age_s", 0, DEFAULT_SWEEP_AGE_S),
         tombstone_grace_s=_seconds(settings.tombstone_grace_s, "tombstone_grace_s", 0, DEFAULT_TOMBSTONE_GRACE_S),
+        ballast=None if settings.ballast is None else _integer(settings.ballast, "ballast", 0, 1 << 40, 0),
+        compaction_rate=_integer(settings.compaction_rate, "compaction_rate", 1 << 16, 1 << 40, COMPACTION_RATE),
         log_level=log_level,
         log_format=log_format,
     )

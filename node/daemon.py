@@ -35,9 +35,11 @@ from node.cluster_view import CoreView
 from node.config import Config
 from node.data_directory import DataDirectory
 from node.data_watch import DataWatch
+from node.job_runner import Job, run_jobs
 from node.live_volumes import LiveVolumes
 from node.names import NameLookup
 from node.repair_view import CoreRepairView
+from node.storage.chunk_compaction import ChunkCompaction
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_index import Damage
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
@@ -52,9 +54,6 @@ log = structlog.get_logger(__name__)
 
 STOP_GRACE_S = 5.0
 """Requests under way get so long when the daemon is told to stop."""
-
-EXPIRY_INTERVAL_S = 5.0
-"""Between looks for chunks whose grace period is over."""
 
 CHUNKS = "chunks"
 
@@ -115,12 +114,18 @@ class Daemon:
             chunk_directory.mkdir(exist_ok=True)
             disk = RealDisk()
             chunks = LogChunkStore(
-                ChunkStoreSettings(str(chunk_directory), grace_s=config.chunk_grace_s, reserve_bytes=config.reserve),
+                ChunkStoreSettings(
+                    str(chunk_directory),
+                    grace_s=config.chunk_grace_s,
+                    reserve_bytes=config.reserve,
+                    ballast_bytes=config.ballast,
+                ),
                 disk=disk,
                 clock=clock,
                 random=random.Random(),  # noqa: S311 - jitter only
                 on_damage=self._mend_damage,
             )
+            await asyncio.to_thread(chunks.ensure_room_to_start)
             await chunks.open()
             stack.push_async_callback(chunks.close)
             scrubber = Scrubber(
@@ -133,12 +138,13 @@ class Daemon:
             def doors(registers: SqliteRegisterStore) -> Doors:
                 return Doors(TcpNetwork(NameLookup()), clock, threads, rng, registers, chunks, scrubber)
 
-            expiry = ChunkExpiry(chunks)
             repair = CoreRepairView(
                 lambda: self._core.repair if self._core else None, lambda: self._core.volumes if self._core else None
             )
             watch = DataWatch(directory, clock, self.fail)
-            view = CoreView(lambda: self._core, chunks, (expiry, scrubber, watch), repair)
+            compaction = ChunkCompaction(chunks, clock, rate=config.compaction_rate)
+            jobs: list[Job] = [ChunkExpiry(chunks), compaction, scrubber]
+            view = CoreView(lambda: self._core, chunks, (*jobs, watch), repair)
             metrics = Metrics()
             metrics.add(view)
             metrics.add(repair)
@@ -161,16 +167,15 @@ class Daemon:
             gc.freeze()
             try:
                 async with asyncio.TaskGroup() as group:
-                    jobs = [
-                        group.create_task(_expire(expiry, clock)),
-                        group.create_task(_scrub(scrubber, clock)),
+                    tasks = [
+                        group.create_task(run_jobs(jobs, clock)),
                         group.create_task(watch.run()),
                     ]
                     try:
-                        await self._live(directory.path, doors, server)
+                        await self._live(directory.path, doors, chunks.release_ballast, server)
                     finally:
-                        for job in jobs:
-                            job.cancel()
+                        for task in tasks:
+                            task.cancel()
             except BaseExceptionGroup as error:
                 raise _root(error) from error
 
@@ -180,11 +185,17 @@ class Daemon:
         if damage.chunk and self._core is not None:
             self._core.repair.mender.note([damage.chunk])
 
-    async def _live(self, directory: Path, doors: Callable[[SqliteRegisterStore], Doors], server: ApiServer) -> None:
+    async def _live(
+        self,
+        directory: Path,
+        doors: Callable[[SqliteRegisterStore], Doors],
+        make_room: Callable[[], bool],
+        server: ApiServer,
+    ) -> None:
         """Run cores, one life after the other, each on the register database opened anew, until told to stop. A life ends early when
-        its store had forgotten, or is found to be damaged: then the next begins on a new one."""
+        its store had forgotten, or is found to be damaged: then the next begins on a new one. ``make_room``: on a full disk."""
         while not self._stop.is_set():
-            registers = await asyncio.to_thread(self._open_registers, directory)
+            registers = await asyncio.to_thread(self._open_registers, directory, make_room)
             try:
                 await self._one_life(doors(registers), registers, server)
             finally:
@@ -232,15 +243,15 @@ class Daemon:
             raise _root(ended)
         log.warning("store_had_forgotten", node=self._config.name, action="it takes a new store id and relearns")
 
-    def _open_registers(self, directory: Path) -> SqliteRegisterStore:
+    def _open_registers(self, directory: Path, make_room: Callable[[], bool]) -> SqliteRegisterStore:
         """The register database, a new one in the place of one that is damaged. Raises Invalid for a newer release's, OSError."""
         clear_leftovers(directory)
         try:
-            return SqliteRegisterStore.open(directory, self._registers_failed)
+            return SqliteRegisterStore.open(directory, self._registers_failed, make_room)
         except Corrupt as error:
             log.error("registers_damaged", node=self._config.name, error=error.message)
             self._set_aside(directory)
-            return SqliteRegisterStore.open(directory, self._registers_failed)
+            return SqliteRegisterStore.open(directory, self._registers_failed, make_room)
 
     def _registers_failed(self, error: HoldfastError) -> None:
         """What is damaged is replaced; a disk that is full or can't be used would fail the next store too."""
@@ -290,20 +301,6 @@ class Daemon:
 def default_capacity(disk_bytes: int) -> int:
     """Bytes that a node offers when nothing else is said: its disk's size in whole GiB, at least one."""
     return max(1, disk_bytes // CAPACITY_UNIT) * CAPACITY_UNIT
-
-
-async def _expire(expiry: ChunkExpiry, clock: SystemClock) -> None:
-    """Give space back, one bounded piece of work at a time, for as long as the daemon runs."""
-    while True:
-        if not await expiry.run_once():
-            await clock.sleep(EXPIRY_INTERVAL_S)
-
-
-async def _scrub(scrubber: Scrubber, clock: SystemClock) -> None:
-    """Verify everything, over and over."""
-    while True:
-        if not await scrubber.run_once():
-            await clock.sleep(scrubber.pause_s)
 
 
 def _contains(error: BaseException, kind: type[BaseException]) -> bool:

@@ -12,7 +12,7 @@ from cluster.rpc.message import Done, Request, message
 @message("chunk.put", reply=Done)
 @dataclass(frozen=True, slots=True)
 class PutChunk(Request[Done]):
-    """Keep the payload, durably, with a reference."""
+    """Keep the payload, durably, with a reference. `repair`: see `ChunkStore.put`."""
 
     chunk: bytes
     referrer: bytes

@@ -62,7 +62,8 @@ class ChunkReplica:
         self.served += not request.repair
         self._writing[epoch] += 1
         try:
-            await self._store.put(request.chunk, call.payload, Reference(request.referrer, request.replicas))
+            reference = Reference(request.referrer, request.replicas)
+            await self._store.put(request.chunk, call.payload, reference, repair=request.repair)
         finally:
             self._writing[epoch] -= 1
             if not self._writing[epoch]:

@@ -83,14 +83,17 @@ class ChunkStatistics:
     bytes_read: int
     failure: str | None
     """Why the store takes no more changes, or None."""
+    ballast_bytes: int = 0
+    """Allocated to nothing, to be given up for deletes when the disk is full."""
 
 
 class ChunkStore(Protocol):
     """Durable chunks with their references on one node. Every method is called on the store's event loop."""
 
-    async def put(self, chunk: bytes, payload: Buffer, reference: Reference) -> None:
+    async def put(self, chunk: bytes, payload: Buffer, reference: Reference, *, repair: bool = False) -> None:
         """Keep `payload` under the name `chunk` (the caller has checked that it names it) with a reference; return when durable.
 
+        `repair`: the copy makes up for one that is missing elsewhere; it may use half of the space that is kept free of users' puts.
         A copy that is already held only gains the reference, after its bytes were verified; a damaged one is replaced and keeps
         its references. Raises NoSpace, Invalid (sizes), StoreFailed.
         """

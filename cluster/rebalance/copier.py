@@ -340,7 +340,7 @@ class Copier:
                 if not here and references:
                     async with self._budget.turn(listed.length):
                         payload = await fetch_chunk(self._caller, self._offload, name, listed.chunk, listed.length)
-                        await self._chunks.put(listed.chunk, payload, references.pop())
+                        await self._chunks.put(listed.chunk, payload, references.pop(), repair=True)
                     self._budget.note(listed.length)
                     self.chunks_copied += 1
                     self.bytes_copied += listed.length

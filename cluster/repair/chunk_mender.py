@@ -275,7 +275,7 @@ class ChunkMender:
         if want.length is not None:
             async with self._budget.turn(want.length):
                 payload = await self._fetch(want.chunk, want.length, want.holders)
-                await self._store.put(want.chunk, payload, references.pop())
+                await self._store.put(want.chunk, payload, references.pop(), repair=True)
             self._budget.note(len(payload))
             self._lacking.discard(want.chunk)
         for reference in references:

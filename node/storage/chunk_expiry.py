@@ -8,6 +8,12 @@ from __future__ import annotations
 from cluster.errors import HoldfastError
 from node.storage.chunk_store import LogChunkStore
 
+EXPIRY_INTERVAL_S = 5.0
+"""Between looks for chunks whose grace period is over."""
+
+SHORT_INTERVAL_S = 0.5
+"""The same, when space is short. The grace period is kept: readers rely on it."""
+
 EXPIRY_BATCH = 1024
 """Chunks deleted per unit of work: one or two group commits."""
 
@@ -16,6 +22,7 @@ class ChunkExpiry:
     """`queue_length`: chunks that wait for their grace period to end. `waiting_for`: why nothing is done now, None while there is more."""
 
     name = "chunk-expiry"
+    pause_s = 0.0
 
     def __init__(self, store: LogChunkStore) -> None:
         self._store = store
@@ -24,6 +31,10 @@ class ChunkExpiry:
         self.waiting_for: str | None = None
         self.deleted = 0
         self.unlinked = 0
+
+    @property
+    def interval_s(self) -> float:
+        return SHORT_INTERVAL_S if self._store.short_of_space else EXPIRY_INTERVAL_S
 
     async def run_once(self) -> bool:
         """One unit of work; whether there is more to do at once. Errors are kept in `last_error`, not raised."""

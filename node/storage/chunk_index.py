@@ -166,7 +166,7 @@ def _judged() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", None)
-        if code is not None and code & 0xFF == sqlite3.SQLITE_FULL:
+        if code is not None and (code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE):
             raise IndexFull(str(error)) from error
         raise IndexDamaged(f"{type(error).__name__}: {error}") from error
     except OSError as error:

@@ -2,7 +2,8 @@
 
 `ChunkLog` appends for the one writer: a batch is written and synced before `append` returns, and a failed sync (or a failed write that
 could not be undone) poisons the log for good, because after that nobody knows what the disk holds and the kernel may have
-dropped the pages. A write that found the disk full is undone: the file is cut back to its last whole record, durably.
+dropped the pages. A write that found the disk full is undone: the file is cut back to its last whole record, durably. (A file system that
+has no room even for that is asked again before the next append.)
 A file is in use only once its header and its name are durable.
 
 `LogFiles` keeps a bounded number of files open for all threads; a descriptor in use is pinned and never closed under a reader.
@@ -142,10 +143,13 @@ class ChunkLog:
         self.bytes_written = 0
         self.failure: str | None = None
         """Why nothing more is appended."""
+        self._uncut = False
+        """Whether bytes of an undone write stand behind the end still."""
 
     def begin(self, number: int) -> None:
         """Go on in a new file. Raises LogFull (go on in the old one), StoreFailed."""
         self.refuse_if_failed()
+        self._cut_back_if_due()
         salt = self._new_salt()
         path = self._files.path(number)
         descriptor = -1
@@ -180,6 +184,7 @@ class ChunkLog:
     def append(self, buffers: Sequence[Buffer], size: int) -> None:
         """Write the batch at `end` and sync it. Raises LogFull (nothing was written), StoreFailed."""
         self.refuse_if_failed()
+        self._cut_back_if_due()
         try:
             self._write(self._descriptor, buffers, self.end)
         except LogFull:
@@ -197,10 +202,24 @@ class ChunkLog:
 
     def _cut_back(self) -> None:
         try:
+            self._uncut = True
             self._disk.truncate(self._descriptor, self.end)
+        except OSError as error:
+            if error.errno in _FULL:
+                return
+            raise self.poison(error, "cutting back a failed write") from error
+        try:
             self._disk.fdatasync(self._descriptor)
         except OSError as error:
             raise self.poison(error, "cutting back a failed write") from error
+        self._uncut = False
+
+    def _cut_back_if_due(self) -> None:
+        """What was undone must not be found behind records that are written now. Raises LogFull."""
+        if self._uncut:
+            self._cut_back()
+            if self._uncut:
+                raise LogFull("the disk has no room to cut the log back")
 
     def _write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> None:
         """All of `buffers`, however many calls it takes. Raises LogFull, OSError."""

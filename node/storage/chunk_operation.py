@@ -8,7 +8,8 @@ be thrown away and made again without the puts when the disk turns out to be ful
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from cluster.errors import NoSpace
 from cluster.rpc.message import Buffer
@@ -16,10 +17,11 @@ from node.storage.chunk_index import Damage
 from node.storage.chunk_reading import Position
 from node.storage.chunk_record import (
     DAMAGED,
+    MOVE_REFERENCES_LIMIT,
     Kind,
     checksum_table,
     pack_header,
-    payload_start,
+    pack_references,
     put_size,
 )
 from node.storage.chunk_state import REFERENCED, Change, ChunkState
@@ -58,7 +60,7 @@ class Operation:
 class Put(Operation):
     """Keep a payload. The outcome is None, or the ChunkState of a copy that is there and must be verified before asking again."""
 
-    __slots__ = ("checked", "fault", "payload", "referrer", "replicas")
+    __slots__ = ("checked", "fault", "payload", "referrer", "repair", "replicas")
 
     def __init__(
         self,
@@ -69,6 +71,8 @@ class Put(Operation):
         replicas: int,
         checked: tuple[int, int] | None = None,
         fault: str | None = None,
+        *,
+        repair: bool = False,
     ) -> None:
         super().__init__(chunk, future)
         self.payload = payload
@@ -78,6 +82,7 @@ class Put(Operation):
         """File and offset of the copy whose bytes were looked at."""
         self.fault = fault
         """What was wrong with them, None if nothing."""
+        self.repair = repair
 
     @property
     def size(self) -> int:
@@ -93,20 +98,19 @@ class Put(Operation):
             batch.reference(self.chunk, state, self.referrer, self.replicas)
             self.outcome = None
         elif self.checked == (state.file, state.offset):
-            if batch.admit(put_size(len(self.payload))):
+            if batch.admit(put_size(len(self.payload), len(state.references) + 1), repair=self.repair):
                 self.moved = True
                 batch.set_aside(self.chunk, state, self.fault or "")
-                self._write(batch, admitted=True)
-                for held in state.references:
-                    if held.referrer != self.referrer:
-                        batch.add_reference(self.chunk, held.referrer, held.replicas)
+                kept = [(held.referrer, held.replicas) for held in state.references if held.referrer != self.referrer]
+                self.position = batch.move(self.chunk, self.payload, [(self.referrer, self.replicas), *kept])
+                self.outcome = None
             else:
                 self.outcome = batch.no_space()
         else:
             self.outcome = state
 
-    def _write(self, batch: Batch, *, admitted: bool = False) -> None:
-        if admitted or batch.admit(put_size(len(self.payload))):
+    def _write(self, batch: Batch) -> None:
+        if batch.admit(put_size(len(self.payload)), repair=self.repair):
             self.position = batch.put(self.chunk, self.payload, self.referrer, self.replicas)
             self.outcome = None
         else:
@@ -195,10 +199,23 @@ class Condemn(Delete):
         batch.set_aside(self.chunk, state, self.fault)
 
 
-class Batch:
-    """Records to be appended at `start` of log file `file`, and their effects. `room` is how many bytes puts may take, None: no puts."""
+class Room(NamedTuple):
+    """Bytes that a batch may take: for users' puts, and for puts that repair. Everything else is bound by the disk alone, except that
+    chunks are moved only if `moves`."""
 
-    def __init__(self, change: Change, file: int, start: int, salt: int, stamp: int, room: int | None) -> None:
+    puts: int
+    repairs: int
+    moves: bool = True
+
+
+NO_PUTS = Room(0, 0)
+NO_MOVES = Room(0, 0, moves=False)
+
+
+class Batch:
+    """Records to be appended at `start` of log file `file`, and their effects."""
+
+    def __init__(self, change: Change, file: int, start: int, salt: int, stamp: int, room: Room) -> None:
         self.change = change
         self.file = file
         self.start = start
@@ -210,12 +227,14 @@ class Batch:
         self._stamp = stamp
         self._room = room
 
-    def admit(self, size: int) -> bool:
-        """Whether a put of this size fits above the reserve; takes the room if so."""
-        if self._room is None or size > self._room:
-            return False
-        self._room -= size
-        return True
+    def admit(self, size: int, *, repair: bool) -> bool:
+        """Whether a put of this size fits beside what the batch has already."""
+        return size <= (self._room.repairs if repair else self._room.puts) - self.size
+
+    @property
+    def moves(self) -> bool:
+        """Whether chunks may be moved."""
+        return self._room.moves
 
     def no_space(self) -> NoSpace:
         return NoSpace("the disk is full up to its reserve: nothing was stored; free space or add a node")
@@ -227,8 +246,43 @@ class Batch:
         header = pack_header(
             Kind.PUT, offset, self.start, self._salt, self._stamp, chunk, referrer, replicas, 0, length, table
         )
-        begins = payload_start(length)
-        padding = _PADDING[-(begins + length) % 8]
+        self._append_payload(header, payload)
+        self.puts += 1
+        self.change.put(chunk, self.file, offset, length, referrer, replicas, self._stamp)
+        return Position(self.file, offset + len(header), length, table)
+
+    def move(
+        self, chunk: bytes, payload: Buffer, references: Sequence[tuple[bytes, int]], stamp: int | None = None
+    ) -> Position:
+        """Bytes and references anew, as one record that makes void what was said of the chunk before. `stamp`: of the age when the
+        last reference went, None: now. What one record can't hold of the references follows it."""
+        length = len(payload)
+        table = checksum_table(payload)
+        offset = self.start + self.size
+        inside = references[:MOVE_REFERENCES_LIMIT]
+        packed = table + pack_references(inside)
+        if stamp is None:
+            stamp = self._stamp
+        header = pack_header(
+            Kind.MOVE,
+            offset,
+            self.start,
+            self._salt,
+            stamp,
+            chunk,
+            length=length,
+            table=packed,
+            references=len(inside),
+        )
+        self._append_payload(header, payload)
+        self.change.move(chunk, self.file, offset, length, inside, stamp)
+        for referrer, replicas in references[MOVE_REFERENCES_LIMIT:]:
+            self.add_reference(chunk, referrer, replicas)
+        return Position(self.file, offset + len(header), length, table)
+
+    def _append_payload(self, header: bytes, payload: Buffer) -> None:
+        length = len(payload)
+        padding = _PADDING[-(len(header) + length) % 8]
         if length <= JOIN_LIMIT:
             self.buffers.append(b"".join((header, payload, padding)))
         else:
@@ -236,10 +290,7 @@ class Batch:
             self.buffers.append(payload)
             if padding:
                 self.buffers.append(padding)
-        self.size += begins + length + len(padding)
-        self.puts += 1
-        self.change.put(chunk, self.file, offset, length, referrer, replicas, self._stamp)
-        return Position(self.file, offset + begins, length, table)
+        self.size += len(header) + length + len(padding)
 
     def reference(self, chunk: bytes, state: ChunkState, referrer: bytes, replicas: int) -> None:
         """A reference as wanted; no record if it is there already."""
@@ -251,9 +302,12 @@ class Batch:
         self._append(Kind.REFERENCE, chunk, referrer, replicas)
         self.change.reference(chunk, self.file, referrer, replicas)
 
-    def drop_reference(self, chunk: bytes, referrer: bytes) -> None:
-        self._append(Kind.UNREFERENCE, chunk, referrer)
-        self.change.unreference(chunk, self.file, referrer, self._stamp)
+    def drop_reference(self, chunk: bytes, referrer: bytes, stamp: int | None = None) -> None:
+        """`stamp`: of the age when the last reference went, None: now."""
+        if stamp is None:
+            stamp = self._stamp
+        self._append(Kind.UNREFERENCE, chunk, referrer, stamp=stamp)
+        self.change.unreference(chunk, self.file, referrer, stamp)
 
     def set_aside(self, chunk: bytes, state: ChunkState, fault: str) -> None:
         """The copy in `state` is damaged: the chunk isn't held any more."""
@@ -264,8 +318,22 @@ class Batch:
         self._append(Kind.DELETE, chunk, flags=flags)
         self.change.delete(chunk, self.file)
 
-    def _append(self, kind: Kind, chunk: bytes, referrer: bytes = bytes(16), replicas: int = 0, flags: int = 0) -> None:
+    def cover(self, older: Iterable[int]) -> None:
+        """This file's records do the work of those that cancel something in these older files."""
+        self.change.covers.update((self.file, number) for number in older if number != self.file)
+
+    def _append(
+        self,
+        kind: Kind,
+        chunk: bytes,
+        referrer: bytes = bytes(16),
+        replicas: int = 0,
+        flags: int = 0,
+        stamp: int | None = None,
+    ) -> None:
         offset = self.start + self.size
-        header = pack_header(kind, offset, self.start, self._salt, self._stamp, chunk, referrer, replicas, flags)
+        if stamp is None:
+            stamp = self._stamp
+        header = pack_header(kind, offset, self.start, self._salt, stamp, chunk, referrer, replicas, flags)
         self.buffers.append(header)
         self.size += len(header)

@@ -10,7 +10,16 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from node.storage.chunk_log import LogFiles
-from node.storage.chunk_record import BLOCK, Kind, blocks_match, parse_header, payload_start, put_size
+from node.storage.chunk_record import (
+    BLOCK,
+    HEADER_BYTES,
+    WITH_PAYLOAD,
+    blocks_match,
+    header_span,
+    parse_header,
+    payload_start,
+    put_size,
+)
 from node.storage.chunk_state import ChunkState
 
 POSITION_CACHE_BYTES = 16 * 1024 * 1024
@@ -80,10 +89,13 @@ class ChunkReading:
 
     def locate(self, chunk: bytes, state: ChunkState) -> Position:
         """The position of a chunk, from its record's header. Raises Damaged."""
-        header_bytes = payload_start(state.length)
+        checksums_end = payload_start(state.length)
         for attempt in (1, 2):
             try:
-                header = self._pread(state.file, header_bytes, state.offset)
+                header = self._pread(state.file, checksums_end, state.offset)
+                span = header_span(header, 0)
+                if span > checksums_end:  # a MOVE has its references between checksums and payload
+                    header = self._pread(state.file, span, state.offset)
             except OSError as error:
                 if attempt == 2:
                     raise Damaged(f"the disk can't read it: {error}") from error
@@ -91,12 +103,12 @@ class ChunkReading:
             record = parse_header(header, 0, state.offset, None)
             if (
                 record is not None
-                and record.kind == Kind.PUT
+                and record.kind in WITH_PAYLOAD
                 and record.chunk == chunk
                 and record.length == state.length
-                and len(header) == header_bytes
             ):
-                return Position(state.file, state.offset + header_bytes, record.length, record.table)
+                table = record.table[: checksums_end - HEADER_BYTES]
+                return Position(state.file, state.offset + span, record.length, table)
         raise Damaged("the record's header does not match its checksum")
 
     def read(self, position: Position, offset: int, length: int) -> bytes:

@@ -1,14 +1,16 @@
 """The bytes of the chunk log: file headers and records. Pure: bytes in, values out. `docs/formats/chunk-log.md` is the page.
 
 A record is a fixed header, a table of CRC32C (one per 16 KiB block of payload), the payload, and zeroes up to a multiple of 8. The
-header's own CRC32C covers header and table and starts from the record's offset, and the header repeats its file's random salt:
-bytes that look like a record but were written elsewhere (a stored copy of some log, blocks of a deleted file) are never taken for
+header's own CRC32C covers header and table and starts from the record's offset, and the header repeats its file's random salt. A
+MOVE has the chunk's references behind the checksums in its table, so that payload and references stand or fall together.
+Bytes that look like a record but were written elsewhere (a stored copy of some log, blocks of a deleted file) are never taken for
 one of this file. Integers are little-endian.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -31,17 +33,18 @@ FILE_HEADER_BYTES = 64
 
 RECORD_MAGIC = b"\xf5HfR"
 """Not valid UTF-8 and not a likely machine word."""
-_HEADER = struct.Struct(f"<BBBBIQQI4x{CHUNK_ID_BYTES}s{REFERRER_BYTES}s")
+_HEADER = struct.Struct(f"<BBBBIQQII{CHUNK_ID_BYTES}s{REFERRER_BYTES}s")
 _PREFIX = struct.Struct("<4sI")
 HEADER_BYTES = _PREFIX.size + _HEADER.size
 _NO_REFERRER = bytes(REFERRER_BYTES)
 _NO_CHUNK = bytes(CHUNK_ID_BYTES)
+_REFERENCE = struct.Struct(f"<{REFERRER_BYTES}sB")
 
 DAMAGED = 1
 """Flag of a DELETE: the chunk was found damaged and set aside (nobody asked for its deletion)."""
 
-RECORD_LIMIT = HEADER_BYTES + 4 * (PAYLOAD_LIMIT // BLOCK) + PAYLOAD_LIMIT
-"""Largest record, in bytes."""
+MOVE_REFERENCES_LIMIT = 1 << 18
+"""References in one MOVE, some 4 MiB of them: a TiB of equal pieces of 4 MiB. A chunk with more is never moved by compaction."""
 
 
 class Kind(IntEnum):
@@ -55,11 +58,17 @@ class Kind(IntEnum):
     """The chunk and all its references are gone."""
     FILLER = 5
     """Nothing: stands where a batch was torn. Its payload is whatever lay there, its table is empty."""
+    MOVE = 6
+    """The chunk's bytes and all its references: whatever was said of it before is void."""
+
+
+WITH_PAYLOAD = frozenset({Kind.PUT, Kind.MOVE})
 
 
 class Record(NamedTuple):
     """A record's header. `length` is of the payload, `table` the packed CRC32C of its blocks, `batch` the offset up to which
-    the file was synced before the write that this record is part of, `stamp` the store's age in ms when it was written."""
+    the file was synced before the write that this record is part of, `stamp` the store's age in ms when it was written (of a record
+    that compaction wrote about a chunk without references: when the last one went). `references`: how many a MOVE has in its table."""
 
     kind: int
     flags: int
@@ -71,6 +80,7 @@ class Record(NamedTuple):
     chunk: bytes
     referrer: bytes
     table: bytes
+    references: int = 0
 
 
 def align(size: int) -> int:
@@ -78,14 +88,29 @@ def align(size: int) -> int:
     return (size + 7) & ~7
 
 
-def payload_start(length: int) -> int:
-    """Distance of the payload from the start of its PUT record."""
-    return HEADER_BYTES + 4 * ((length + BLOCK - 1) // BLOCK)
+def payload_start(length: int, references: int = 0) -> int:
+    """Distance of the payload from the start of its PUT record, or of its MOVE with so many references."""
+    return HEADER_BYTES + 4 * ((length + BLOCK - 1) // BLOCK) + _REFERENCE.size * references
 
 
-def put_size(length: int) -> int:
-    """Bytes in the log of a PUT with `length` bytes of payload."""
-    return align(payload_start(length) + length)
+def put_size(length: int, references: int = 0) -> int:
+    """Bytes in the log of a PUT with `length` bytes of payload, or of a MOVE with so many references."""
+    return align(payload_start(length, references) + length)
+
+
+RECORD_LIMIT = put_size(PAYLOAD_LIMIT, MOVE_REFERENCES_LIMIT)
+"""Largest record, in bytes."""
+
+
+def pack_references(references: Sequence[tuple[bytes, int]]) -> bytes:
+    """(referrer, replicas) pairs as they stand in a MOVE's table, behind the checksums."""
+    return b"".join([_REFERENCE.pack(referrer, replicas) for referrer, replicas in references])
+
+
+def moved_references(record: Record) -> list[tuple[bytes, int]]:
+    """The (referrer, replicas) pairs of a MOVE."""
+    packed = memoryview(record.table)[len(record.table) - _REFERENCE.size * record.references :]
+    return [(referrer, replicas) for referrer, replicas in _REFERENCE.iter_unpack(packed)]
 
 
 def record_size(record: Record) -> int:
@@ -130,9 +155,11 @@ def pack_header(
     flags: int = 0,
     length: int = 0,
     table: bytes = b"",
+    references: int = 0,
 ) -> bytes:
     """Header and table of a record that will stand at `offset` of the file with this salt."""
-    body = _HEADER.pack(FORMAT_VERSION, kind, flags, replicas, length, stamp, salt, batch, chunk, referrer) + table
+    header = (FORMAT_VERSION, kind, flags, replicas, length, stamp, salt, batch, references, chunk, referrer)
+    body = _HEADER.pack(*header) + table
     return _PREFIX.pack(RECORD_MAGIC, crc32c(body, offset)) + body
 
 
@@ -146,18 +173,19 @@ def parse_header(data: Buffer, start: int, offset: int, salt: int | None) -> Rec
     magic, expected = _PREFIX.unpack_from(data, start)
     if magic != RECORD_MAGIC:
         return None
-    version, kind, flags, replicas, length, stamp, own_salt, batch, chunk, referrer = _HEADER.unpack_from(
+    version, kind, flags, replicas, length, stamp, own_salt, batch, references, chunk, referrer = _HEADER.unpack_from(
         data, start + _PREFIX.size
     )
     if version != FORMAT_VERSION or (salt is not None and own_salt != salt):
         return None
-    end = start + (payload_start(length) if kind == Kind.PUT else HEADER_BYTES)
-    if (kind == Kind.PUT and length > PAYLOAD_LIMIT) or end > len(data):
+    span = header_span(data, start)
+    end = start + span
+    if not span or end > len(data):
         return None
     if crc32c(memoryview(data)[start + _PREFIX.size : end], offset) != expected:
         return None
     table = bytes(memoryview(data)[start + HEADER_BYTES : end])
-    return Record(kind, flags, replicas, length, stamp, own_salt, batch, chunk, referrer, table)
+    return Record(kind, flags, replicas, length, stamp, own_salt, batch, chunk, referrer, table, references)
 
 
 def header_span(data: Buffer, start: int) -> int:
@@ -166,10 +194,14 @@ def header_span(data: Buffer, start: int) -> int:
         return HEADER_BYTES
     if bytes(memoryview(data)[start : start + 4]) != RECORD_MAGIC:
         return 0
-    _, kind, _, _, length = struct.unpack_from("<BBBBI", data, start + _PREFIX.size)
-    if kind != Kind.PUT:
+    _, kind, _, _, length, _, _, _, references, _, _ = _HEADER.unpack_from(data, start + _PREFIX.size)
+    if kind not in WITH_PAYLOAD:
         return HEADER_BYTES
-    return payload_start(length) if length <= PAYLOAD_LIMIT else 0
+    if kind == Kind.PUT:
+        references = 0
+    if length > PAYLOAD_LIMIT or references > MOVE_REFERENCES_LIMIT:
+        return 0
+    return payload_start(length, references)
 
 
 def pack_file_header(number: int, salt: int) -> bytes:

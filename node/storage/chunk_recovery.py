@@ -14,8 +14,9 @@ import errno
 from dataclasses import dataclass
 
 from cluster.chunks.store import PAYLOAD_LIMIT, StoreFailed
+from node.storage.ballast import START_BYTES, Ballast
 from node.storage.chunk_catalog import ChunkCatalog
-from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, IndexState
+from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, IndexState, Snapshot
 from node.storage.chunk_log import ChunkLog, LogFiles, LogFull, file_number
 from node.storage.chunk_record import (
     DAMAGED,
@@ -65,11 +66,12 @@ class Recovered:
 class ChunkRecovery:
     """One opening."""
 
-    def __init__(self, files: LogFiles, catalog: ChunkCatalog, log: ChunkLog) -> None:
+    def __init__(self, files: LogFiles, catalog: ChunkCatalog, log: ChunkLog, ballast: Ballast) -> None:
         self._files = files
         self._disk = files.disk
         self._catalog = catalog
         self._log = log
+        self._ballast = ballast
         self._found = Recovered(0, None, 0, 0, [])
         self._salts: dict[int, int | None] = {}
         self._sizes: dict[int, int] = {}
@@ -77,6 +79,7 @@ class ChunkRecovery:
 
     def run(self) -> Recovered:
         """Raises OSError, LogFull, StoreFailed."""
+        self._ballast.ensure_free(START_BYTES)
         self._list_files()
         try:
             state = self._catalog.index.open()
@@ -92,6 +95,7 @@ class ChunkRecovery:
     def rebuild(self, reason: str) -> Recovered:
         """Throw the index of a running store away and build it anew. The writer stands still meanwhile. Raises as `run`."""
         self._found.rebuilt = reason
+        self._ballast.ensure_free(START_BYTES)
         self._list_files()
         self._rebuild()
         return self._found
@@ -195,10 +199,13 @@ class ChunkRecovery:
 
     def _begin(self, number: int) -> None:
         """A new file to append to."""
-        try:
-            self._log.begin(number)
-        except LogFull as error:
-            raise OSError(errno.ENOSPC, f"no room for a new log file: {error}") from error
+        while True:
+            try:
+                self._log.begin(number)
+                break
+            except LogFull as error:
+                if not self._ballast.release():
+                    raise OSError(errno.ENOSPC, f"no room for a new log file: {error}") from error
         self._catalog.ledger.add(number, self._log.salt, self._log.end)
         self._catalog.advance(number, self._log.end)
 
@@ -301,8 +308,18 @@ class ChunkRecovery:
         catalog.merge(change, number, last + record_size(record))
         self._found.replayed += len(group)
         if len(catalog.tables[0]) >= REPLAY_FLUSH:
-            catalog.index.write(catalog.freeze(self._found.age_ms))
+            self._write_index(catalog.freeze(self._found.age_ms))
             catalog.flushed()
+
+    def _write_index(self, snapshot: Snapshot) -> None:
+        while True:
+            try:
+                self._catalog.index.write(snapshot)
+            except IndexFull:
+                if not self._ballast.release():
+                    raise
+            else:
+                return
 
     def _damaged(self, number: int, gap: Gap, reason: str) -> None:
         self._set_aside(Damage(number, gap.offset, gap.length, self._named(number, gap), reason))

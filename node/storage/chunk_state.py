@@ -7,10 +7,11 @@ lean on which others (see `file_ledger`), and what the trees over the references
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cluster.merkle.identity import chunk_leaf, reference_digest
-from node.storage.chunk_record import Kind, Record
+from node.storage.chunk_record import Kind, Record, moved_references
 
 LeafChanges = dict[tuple[int, int], tuple[int, int]]
 """(copies, leaf) -> what is added to the leaf's sum and count in the tree of so many copies; not reduced modulo 2^64."""
@@ -75,14 +76,16 @@ class Change:
             self.unreference(record.chunk, file, record.referrer, record.stamp)
         elif record.kind == Kind.DELETE:
             self.delete(record.chunk, file)
+        elif record.kind == Kind.MOVE:
+            self.move(record.chunk, file, offset, record.length, moved_references(record), record.stamp)
 
     def put(
         self, chunk: bytes, file: int, offset: int, length: int, referrer: bytes, replicas: int, stamp: int
     ) -> None:
         """The chunk's bytes are at (file, offset) from now on; `replicas` 0: no reference comes with it.
 
-        References to an earlier copy are kept, so that a batch torn behind the PUT loses none. Whoever writes a PUT over a held copy
-        writes all of them again behind it in the same batch: otherwise they would hang on a record of which nobody keeps account.
+        References to an earlier copy are kept. Nobody writes a PUT over a held copy (that is what `move` is for: references must not hang
+        on a record of which nobody keeps account); replay meets one where the DELETE between went with its file, see `file_ledger`.
         """
         old = self.get(chunk)
         self._alive(file, 1)
@@ -200,6 +203,19 @@ class Change:
         place = copies, chunk_leaf(chunk)
         sums = self.leaves.get(place)
         self.leaves[place] = (digest, count) if sums is None else (sums[0] + digest, sums[1] + count)
+
+    def move(
+        self, chunk: bytes, file: int, offset: int, length: int, references: Sequence[tuple[bytes, int]], stamp: int
+    ) -> None:
+        """The chunk's bytes are at (file, offset), and it has these references (referrer, replicas) and no others; without any its
+        grace period began at the store's age `stamp`. Whatever was said before is void, even that it is not held."""
+        self.delete(chunk, file)
+        self.put(chunk, file, offset, length, b"", 0, stamp)
+        if references:
+            self._alive(file, len(references) - 1)  # `put` has counted itself as the record that began the grace period
+            held = tuple(sorted(ReferenceState(referrer, replicas, file) for referrer, replicas in references))
+            self.states[chunk] = ChunkState(file, offset, length, held)
+            self._leaf(chunk, copies_of(held), digest_of(chunk, held), 1)
 
     def _alive(self, file: int, count: int) -> None:
         self.live[file] = self.live.get(file, 0) + count

@@ -3,7 +3,8 @@
 The event loop's side: it checks arguments, queues changes for the writer's thread, sends lookups and reads to a few reader threads, and
 owns the cache of positions for reads that need neither. No method waits for the disk on the event loop.
 Read on in this order: `chunk_record`, `chunk_state`, `chunk_trees`, `file_ledger`, `chunk_log`, `chunk_index`, `chunk_catalog`,
-`chunk_operation`, `chunk_writer`, `chunk_recovery`. The owner of the data directory sees to it that one process opens it at a time.
+`chunk_operation`, `chunk_writer`, `chunk_recovery`; for space `chunk_expiry`, `chunk_relocation`, `file_evacuation`,
+`chunk_compaction`, `ballast`. The owner of the data directory sees to it that one process opens it at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nsmallest
 from random import Random
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ from cluster.doors.clock import Clock
 from cluster.errors import Corrupt, Invalid, NotFound
 from cluster.merkle.digest_tree import DigestTree
 from cluster.rpc.message import Buffer
+from node.storage.ballast import RELEASE_BYTES, START_BYTES, Ballast, default_ballast
 from node.storage.chunk_catalog import ABSENT, PREFIX_BYTES, ChunkCatalog, merged_page
 from node.storage.chunk_index import ChunkIndex, Damage, IndexDamaged
 from node.storage.chunk_log import ChunkLog, LogFiles
@@ -39,8 +41,10 @@ from node.storage.chunk_operation import AddReference, Condemn, Delete, DropRefe
 from node.storage.chunk_reading import ChunkReading, Damaged, Position, PositionCache
 from node.storage.chunk_recovery import ChunkRecovery, Recovered
 from node.storage.chunk_state import REFERENCED, ChunkState
-from node.storage.chunk_writer import Barrier, ChunkWriter, Rebuild, Retire
+from node.storage.chunk_writer import Barrier, ChunkWriter, Rebuild, Retire, Seal
 from node.storage.disk import Disk
+from node.storage.file_evacuation import EvacuationDoors, FileEvacuation
+from node.storage.file_ledger import FileAccount
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +70,14 @@ def default_reserve(total: int) -> int:
 @dataclass(frozen=True, slots=True)
 class ChunkStoreSettings:
     """`directory`: where the log and the index live. `grace_s`: how long a chunk outlives its last reference. `file_bytes`: size at
-    which a log file is sealed. `reserve_bytes`: free space below which a put is refused; None: `default_reserve`."""
+    which a log file is sealed. `reserve_bytes`: free space below which a put is refused; None: `default_reserve`.
+    `ballast_bytes`: see `ballast`; None: `default_ballast`."""
 
     directory: str
     grace_s: float = GRACE_S
     file_bytes: int = FILE_BYTES
     reserve_bytes: int | None = None
+    ballast_bytes: int | None = None
 
 
 class LogChunkStore:
@@ -94,6 +100,7 @@ class LogChunkStore:
         self._on_damage = on_damage
         self._directory = settings.directory
         self._files = LogFiles(disk, settings.directory)
+        self._ballast = Ballast(disk, settings.directory)
         self._index = ChunkIndex(os.path.join(settings.directory, "chunks.sqlite"))
         self._catalog = ChunkCatalog(self._index)
         self._reading = ChunkReading(self._files)
@@ -124,6 +131,7 @@ class LogChunkStore:
             self._readers.shutdown()
             self._index.close()
             self._files.close()
+            self._ballast.close()
             raise
         self._writer = ChunkWriter(
             files=self._files,
@@ -133,6 +141,7 @@ class LogChunkStore:
             age_ms=found.age_ms,
             file_bytes=self._settings.file_bytes,
             reserve_bytes=self._reserve,
+            ballast=self._ballast,
             loop=self._loop,
             answered=self._answered,
             damaged=self._report,
@@ -150,9 +159,11 @@ class LogChunkStore:
 
     def _recover(self) -> Recovered:
         self._disk.make_directory(self._directory)
-        found = ChunkRecovery(self._files, self._catalog, self._log).run()
-        reserve = self._settings.reserve_bytes
+        settings = self._settings
+        reserve, ballast = settings.reserve_bytes, settings.ballast_bytes
         self._reserve = default_reserve(self._disk.space(self._directory).total) if reserve is None else reserve
+        found = ChunkRecovery(self._files, self._catalog, self._log, self._ballast).run()
+        self._ballast.open(default_ballast(self._reserve) if ballast is None else ballast)
         return found
 
     async def close(self) -> None:
@@ -177,10 +188,11 @@ class LogChunkStore:
         await asyncio.to_thread(writer.stop, tidy=tidy)
         self._index.close()
         self._files.close()
+        self._ballast.close()
 
     # -- changes
 
-    async def put(self, chunk: bytes, payload: Buffer, reference: Reference) -> None:
+    async def put(self, chunk: bytes, payload: Buffer, reference: Reference, *, repair: bool = False) -> None:
         """See `ChunkStore.put`."""
         _check_chunk(chunk)
         _check_reference(reference)
@@ -196,8 +208,9 @@ class LogChunkStore:
             checked: tuple[int, int] | None = None
             fault: str | None = None
             while True:
+                who, copies = reference.referrer, reference.replicas
                 held = await self._submit(
-                    Put(chunk, self._future(), payload, reference.referrer, reference.replicas, checked, fault)
+                    Put(chunk, self._future(), payload, who, copies, checked, fault, repair=repair)
                 )
                 if held is None:
                     return
@@ -259,7 +272,41 @@ class LogChunkStore:
 
     async def unlink_dead_files(self) -> int:
         """Unlink log files that nothing needs any more; returns how many went."""
-        return int(await self._submit(Retire(self._future())))
+        return len(await self._submit(Retire(self._future())))
+
+    def evacuation(self, number: int) -> FileEvacuation:
+        """One emptying of a sealed log file, for compaction."""
+        doors = EvacuationDoors(
+            self._files, self._catalog, self._reading, self._ask, self._run, self._submit, self._future
+        )
+        return FileEvacuation(number, doors)
+
+    def log_files(self) -> list[FileAccount]:
+        """The accounts of the log files, ascending; the last is the one that is appended to."""
+        accounts = sorted(self._catalog.ledger.accounts.copy().items())
+        return [replace(account, covers=account.covers.copy()) for _, account in accounts]
+
+    async def seal(self) -> bool:
+        """Go on in a new log file; False when there is nothing in this one, or no room."""
+        return bool(await self._submit(Seal(self._future())))
+
+    @property
+    def short_of_space(self) -> bool:
+        """Whether the disk has less free than puts must leave: giving space back is urgent."""
+        return self._disk.space(self._directory).free < self._reserve
+
+    def room_to_move(self) -> int:
+        """Bytes that compaction may write: what is free, and half of the ballast."""
+        ballast = self._ballast
+        return self._disk.space(self._directory).free + max(0, ballast.held - ballast.size // 2)
+
+    def ensure_room_to_start(self) -> None:
+        """Before anything is opened on this disk, if others have filled it. Blocks."""
+        self._ballast.ensure_free(START_BYTES)
+
+    def release_ballast(self, size: int = RELEASE_BYTES) -> bool:
+        """Make room on a full disk for what must not be refused: whether there is any to try again with. Any thread, also before `open`."""
+        return self._ballast.release(size)
 
     async def settle(self) -> None:
         """Return when everything queued before has been answered."""
@@ -406,6 +453,7 @@ class LogChunkStore:
             bytes_written=self._log.bytes_written,
             bytes_read=self._bytes_read,
             failure=self._log.failure,
+            ballast_bytes=self._ballast.held,
         )
 
     def damages(self) -> list[Damage]:

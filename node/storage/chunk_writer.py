@@ -19,10 +19,11 @@ from typing import Any
 from cluster.chunks.store import StoreFailed
 from cluster.doors.clock import Clock
 from cluster.errors import HoldfastError
+from node.storage.ballast import Ballast
 from node.storage.chunk_catalog import ChunkCatalog
 from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, Snapshot
 from node.storage.chunk_log import ChunkLog, LogFiles, LogFull
-from node.storage.chunk_operation import Batch, Operation, Put
+from node.storage.chunk_operation import NO_MOVES, NO_PUTS, Batch, Operation, Put, Room
 from node.storage.chunk_recovery import BATCH_BYTES, ChunkRecovery
 from node.storage.chunk_state import Change
 
@@ -40,6 +41,9 @@ STATES_LIMIT = 8 * FLUSH_STATES
 FLUSH_RETRY_S = 1.0
 """How long after a flush that found the disk full the next try comes."""
 
+BALLAST_RETRY_S = 1.0
+"""How often it is looked whether there is room for missing ballast."""
+
 GROUP_OPERATIONS = 1024
 """Operations in one batch at most; bounds for how long handing out the answers holds up the event loop (about 2 ms)."""
 
@@ -54,7 +58,19 @@ class Barrier(Operation):
 
 
 class Retire(Barrier):
-    """Unlink dead log files. The outcome is how many went."""
+    """Unlink dead log files. The outcome is the list of those that went. `released`: a file that compaction has emptied under this
+    `epoch` of the catalog; it goes too, unless something in it is live still or the index was rebuilt since."""
+
+    __slots__ = ("epoch", "released")
+
+    def __init__(self, future: asyncio.Future[Any], released: int | None = None, epoch: int = 0) -> None:
+        super().__init__(future)
+        self.released = released
+        self.epoch = epoch
+
+
+class Seal(Barrier):
+    """Go on in a new log file, so that compaction may have this one. The outcome is whether that was done."""
 
     __slots__ = ()
 
@@ -98,6 +114,7 @@ class ChunkWriter:
         age_ms: int,
         file_bytes: int,
         reserve_bytes: int,
+        ballast: Ballast,
         loop: asyncio.AbstractEventLoop,
         answered: Callable[[Sequence[Operation]], None],
         damaged: Callable[[Sequence[Damage]], None],
@@ -111,6 +128,8 @@ class ChunkWriter:
         self._opened = clock.monotonic()
         self._file_bytes = file_bytes
         self._reserve_bytes = reserve_bytes
+        self._ballast = ballast
+        self._grow_again_at = 0.0
         self._loop = loop
         self._answered = answered
         self._damaged = damaged
@@ -172,6 +191,7 @@ class ChunkWriter:
             if isinstance(item, Barrier):
                 self._barrier(item)
             self._guarded(self._flush_if_due)
+            self._grow_ballast_if_due()
         self._guarded(self._end_flush)
         if ending.tidy:
             self._tidy()
@@ -208,32 +228,59 @@ class ChunkWriter:
         self._log.refuse_if_failed()
         catalog = self._catalog
         bases = catalog.bases({operation.chunk for operation in group}, catalog.index.reader())
-        room: int | None = None
+        room = NO_PUTS
         if any(isinstance(operation, Put) for operation in group) and self._roomy():
-            room = max(0, self._disk.space(self._files.directory).free - self._reserve_bytes)
+            room = self._room()
         if self._log.end + size > self._file_bytes and catalog.ledger.accounts[self._log.number].size > self._first_end:
             try:
                 self._roll()
             except LogFull:
-                room = None
+                room = NO_PUTS
         batch = self._decide(group, bases, room)
-        if batch.size:
-            try:
+        try:
+            if batch.size:
                 self._log.append(batch.buffers, batch.size)
-            except LogFull:
-                if not batch.puts:
-                    raise batch.no_space() from None
-                batch = self._decide(group, bases, None)
-                try:
-                    if batch.size:
-                        self._log.append(batch.buffers, batch.size)
-                except LogFull:
-                    raise batch.no_space() from None
+        except LogFull:
+            batch = self._append_on_full_disk(group, bases)
         self.puts += batch.puts
         if batch.size:
             catalog.ledger.grow(batch.file, self._log.end)
             catalog.merge(batch.change, batch.file, self._log.end)
         self._report([damage for damage in batch.damages if catalog.set_aside(damage)])
+
+    def _room(self) -> Room:
+        free = self._disk.space(self._files.directory).free
+        return Room(free - self._reserve_bytes - self._ballast.missing, free - self._reserve_bytes // 2)
+
+    def _append_on_full_disk(self, group: list[Operation], bases: dict[bytes, Any]) -> Batch:
+        """Without puts, on what the ballast gives; moves may have half of it, the rest is for what gives space back. Raises NoSpace."""
+        for room, keep in ((NO_PUTS, self._ballast.size // 2), (NO_MOVES, 0)):
+            while True:
+                batch = self._decide(group, bases, room)
+                if not batch.size:
+                    return batch
+                try:
+                    self._log.append(batch.buffers, batch.size)
+                except LogFull:
+                    if self._ballast.release(batch.size, keep=keep):
+                        continue
+                    break
+                return batch
+        raise batch.no_space()
+
+    def _grow_ballast_if_due(self) -> None:
+        if self._ballast.missing and self._clock.monotonic() >= self._grow_again_at:
+            self._ballast.grow()
+            self._grow_again_at = self._clock.monotonic() + BALLAST_RETRY_S
+
+    def _seal(self) -> bool:
+        if self._log.end <= self._first_end:
+            return False
+        try:
+            self._roll()
+        except LogFull:
+            return False
+        return True
 
     @property
     def _first_end(self) -> int:
@@ -246,7 +293,7 @@ class ChunkWriter:
         self._catalog.ledger.add(number, self._log.salt, self._log.end)
         self._catalog.advance(number, self._log.end)
 
-    def _decide(self, group: list[Operation], bases: dict[bytes, Any], room: int | None) -> Batch:
+    def _decide(self, group: list[Operation], bases: dict[bytes, Any], room: Room) -> Batch:
         batch = Batch(Change(bases), self._log.number, self._log.end, self._log.salt, self.age_ms(), room)
         for operation in group:
             operation.position = None
@@ -272,7 +319,9 @@ class ChunkWriter:
             if isinstance(barrier, Retire):
                 if self._begin_retiring(barrier):
                     return
-                barrier.outcome = 0
+                barrier.outcome = []
+            elif isinstance(barrier, Seal):
+                barrier.outcome = self._seal()
             elif isinstance(barrier, Rebuild) and barrier.epoch == self._catalog.epoch:
                 self._rebuild(barrier.reason)
         except HoldfastError as error:
@@ -331,7 +380,8 @@ class ChunkWriter:
             gone = flush.result()
         except IndexFull as error:
             self.index_error = str(error)
-            self._flush_again_at = self._clock.monotonic() + FLUSH_RETRY_S
+            if not self._ballast.release():
+                self._flush_again_at = self._clock.monotonic() + FLUSH_RETRY_S
         except IndexDamaged as error:
             self._rebuild(str(error))
         else:
@@ -340,16 +390,26 @@ class ChunkWriter:
             self._catalog.ledger.remove(gone)
         finally:
             if retire is not None:
-                retire.outcome = len(gone)
+                retire.outcome = gone
                 self._answer([retire])
 
     def _begin_retiring(self, retire: Retire) -> bool:
         """Whether there is something to unlink; the answer then comes with the end of the flush."""
         self._end_flush()
         catalog = self._catalog
-        if catalog.frozen is not None:
-            return False
-        doomed = catalog.ledger.removable(self._log.number)
+        if catalog.frozen is not None:  # the disk was full: nothing can go before the index knows what went before
+            self._begin_flush(catalog.frozen, [])
+            self._end_flush()
+            if catalog.frozen is not None:
+                return False
+        released = retire.released
+        if (
+            released not in catalog.ledger.accounts
+            or retire.epoch != catalog.epoch
+            or not catalog.ledger.release(released)
+        ):
+            released = None
+        doomed = catalog.ledger.removable(self._log.number, released)
         if not doomed:
             return False
         self._retiring = retire
@@ -365,12 +425,12 @@ class ChunkWriter:
         if flush is not None:
             flush.exception()  # wait for it; what it did is thrown away
         try:
-            found = ChunkRecovery(self._files, catalog, self._log).rebuild(reason)
+            found = ChunkRecovery(self._files, catalog, self._log, self._ballast).rebuild(reason)
         except (OSError, HoldfastError, LogFull) as error:
             raise self._log.poison(error, "rebuilding the index") from error
         finally:
             if self._retiring is not None:
-                self._retiring.outcome = 0
+                self._retiring.outcome = []
                 self._answer([self._retiring])
                 self._retiring = None
         catalog.epoch += 1

@@ -58,6 +58,9 @@ class Disk(Protocol):
 
     def truncate(self, descriptor: int, size: int) -> None: ...
 
+    def allocate(self, descriptor: int, offset: int, length: int) -> None:
+        """Make the file have blocks from `offset` on, and its size reach behind them."""
+
     def size(self, descriptor: int) -> int: ...
 
     def rename(self, source: str, target: str) -> None: ...
@@ -124,6 +127,9 @@ class RealDisk:
 
     def truncate(self, descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
+
+    def allocate(self, descriptor: int, offset: int, length: int) -> None:
+        os.posix_fallocate(descriptor, offset, length)
 
     def size(self, descriptor: int) -> int:
         return os.fstat(descriptor).st_size

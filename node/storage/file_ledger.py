@@ -11,6 +11,29 @@ The log is replayed from its remaining files alone, so a file may be unlinked on
 By induction every dead record that remains is followed by a remaining one that cancels it, so nothing comes back. Covered files are
 always older, so there are no circles, and one live chunk in an old file holds back only the files with records against it. Files go
 oldest first, each durably before the next. The file being appended to never goes. Numbers are never used twice.
+
+Compaction empties a file F and then lets it go although files that it covers remain (`release`). Why nothing comes back:
+
+* A *fact* is a copy's place (made by PUT, MOVE) or a reference (PUT, REFERENCE, MOVE). A *canceller* of a place is a later DELETE or
+  MOVE of the chunk; of a reference, a later DELETE or MOVE of the chunk, or UNREFERENCE, REFERENCE or PUT of the same referrer. A file
+  *reaches* those it covers, and what they reach: by rule 2 it can't go before them.
+* What is kept true: each dead fact that remains, in file O, has a canceller that remains, in O or in a file that reaches O. Replay
+  then ends with the live facts alone. Rules 1 and 2 keep it true, since a file that goes by them reaches nothing. (A dead reference
+  may also lean on its chunk's place: if the place before it is dead, what cancels that stands behind both, and when it goes the place
+  has gone before it, without which the reference says nothing.)
+* Emptying F (`file_evacuation`) writes, newer than F, for each chunk named in it: a MOVE if its place is in F, or if F has a DELETE
+  of it and it is held again; its live references in F; the DELETE again of a chunk that isn't held; for each UNREFERENCE in F of a held
+  chunk the UNREFERENCE again, or the reference if there is one again. A file that these go to covers at once what F covers (it may be
+  sealed, die and go before F is empty).
+* When F goes, every file that covers F takes over what F covers. So reaching among the remaining files stays as it was.
+* Let the canceller of a dead fact d in O have been in F, and F reach O. If it was a DELETE, or an UNREFERENCE of a held chunk, one as
+  strong stands in a newer file that covers what F covers. If it was itself a fact f, and f is live, it was written again, as above. If
+  f is dead, its own canceller cancels d too (a place's canceller also cancels all references), and is in a file that reached F, hence
+  reaches O now; or it was in F too, and the same is asked about it: they are finitely many.
+* Each of those records repeats what is so as long as F is there, and a MOVE is whole or not there (a PUT with references behind it would
+  not be; a DELETE with a PUT behind it could cost the chunk). So a crash may tear any part of them off.
+* When a chunk last had a reference is told by the last UNREFERENCE about it, or a MOVE without references. If that stands in F it is
+  written again with the age that it says; any UNREFERENCE written again says so from then on, in memory as in replay.
 """
 
 from __future__ import annotations
@@ -68,14 +91,28 @@ class FileLedger:
                 account.covers.add(older)
                 self.changed.add(number)
 
-    def removable(self, active: int) -> list[int]:
-        """Numbers that may be unlinked, in the order in which they must be."""
+    def removable(self, active: int, released: int | None = None) -> list[int]:
+        """Numbers that may be unlinked, in the order in which they must be. `released`: see there."""
         going: set[int] = set()
         for number in sorted(self.accounts):
             account = self.accounts[number]
-            if number != active and account.live == 0 and all(older in going for older in account.covers):
+            if number == active or account.live:
+                continue
+            if number == released or all(older in going for older in account.covers):
                 going.add(number)
         return sorted(going)
+
+    def release(self, number: int) -> bool:
+        """A file whose cancelling records have been written anew may go before what it covers: whoever covers it covers that too. False
+        when something in it is live still."""
+        account = self.accounts[number]
+        if account.live:
+            return False
+        for other in self.accounts.values():
+            if number in other.covers and not account.covers <= other.covers:
+                other.covers |= account.covers
+                self.changed.add(other.number)
+        return True
 
     def remove(self, numbers: Iterable[int]) -> None:
         """These files are gone from the disk."""

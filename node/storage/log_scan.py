@@ -16,7 +16,7 @@ from node.storage.chunk_record import (
     HEADER_BYTES,
     RECORD_LIMIT,
     RECORD_MAGIC,
-    Kind,
+    WITH_PAYLOAD,
     Record,
     blocks_match,
     header_span,
@@ -88,8 +88,8 @@ class LogScan:
         record = parse_header(window, start, offset, self.salt)
         if record is None or offset + record_size(record) > self._size:
             return None
-        if record.kind == Kind.PUT and offset + record_size(record) > self._verify_from:
-            payload = self._read(offset + payload_start(record.length), record.length)
+        if record.kind in WITH_PAYLOAD and offset + record_size(record) > self._verify_from:
+            payload = self._read(offset + payload_start(record.length, record.references), record.length)
             if not blocks_match(payload, record.table, 0):
                 return None
         return record

@@ -53,10 +53,12 @@ class SqliteRegisterStore:
         reader: sqlite3.Connection,
         trees: RegisterTrees,
         on_failure: Callable[[HoldfastError], None],
+        make_room: Callable[[], bool] | None = None,
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._on_failure = on_failure
+        self._make_room = make_room
         self._trees = trees
         self._reading = RegisterReading(reader)
         self._write_thread = ThreadPoolExecutor(1, "registers-write")
@@ -70,10 +72,15 @@ class SqliteRegisterStore:
         self.writes = 0
 
     @classmethod
-    def open(cls, directory: Path, on_failure: Callable[[HoldfastError], None]) -> SqliteRegisterStore:
+    def open(
+        cls,
+        directory: Path,
+        on_failure: Callable[[HoldfastError], None],
+        make_room: Callable[[], bool] | None = None,
+    ) -> SqliteRegisterStore:
         """Open or create the store (blocking: called before the event loop serves). ``on_failure`` is told once, on the event loop, when
-        the store can't be relied on any more. Raises Corrupt for a damaged database, Invalid for one of a newer release, OSError for a
-        disk that can't be read."""
+        the store can't be relied on any more. ``make_room`` is called from the writer's thread when the disk is full; whether a retry
+        makes sense. Raises Corrupt for a damaged database, Invalid for one of a newer release, OSError for a disk that can't be read."""
         path = directory / DATABASE_NAME
         trees = RegisterTrees()
         with ExitStack() as failed:
@@ -87,7 +94,7 @@ class SqliteRegisterStore:
             except SQLITE_ERRORS as error:
                 raise as_open_error(error, path) from error
             failed.pop_all()
-            return cls(writer, reader, trees, on_failure)
+            return cls(writer, reader, trees, on_failure, make_room)
 
     # Before the event loop serves
 
@@ -210,7 +217,13 @@ class SqliteRegisterStore:
     # In the threads
 
     def _write(self, groups: list[Sequence[Write]]) -> TreeStep:
-        return write_all(self._writer, self._trees, groups)
+        """One transaction; tried again as long as the disk is full and room can be made."""
+        while True:
+            try:
+                return write_all(self._writer, self._trees, groups)
+            except sqlite3.OperationalError as error:
+                if "full" not in str(error) or self._make_room is None or not self._make_room():
+                    raise
 
     def _meta(self, name: str) -> bytes | None:
         return self._reading.meta().get(name)

@@ -2,7 +2,7 @@
 
 It goes through the chunks in order of id, once in a period, one chunk at a time; damaged copies are set aside by the store, which tells
 whoever repairs them. What is written meanwhile counts as verified when it was written. One bounded unit of work per `run_once`; who
-runs it waits `pause_s` when there is nothing to do at once.
+runs it waits `interval_s` when there is nothing to do at once.
 
 The pace comes from the ids alone: they are hashes, so the share of ids passed is the share of chunks and bytes verified, and nothing
 needs to be counted. The progress is durable to `SAVE_EVERY_S` (`scrub_progress`). Wall time only paces and is shown to people; a clock that
@@ -42,7 +42,7 @@ BACKLOG_S: Final = 10.0
 """What was not done because nobody called can be caught up for so long; more would be a burst."""
 
 PAUSE_LIMIT_S: Final = 5.0
-"""Longest `pause_s`: so soon a request is noticed."""
+"""Longest `interval_s`: so soon a request is noticed."""
 
 SAVE_EVERY_S: Final = 60.0
 """Between two writes of the progress: a restart repeats no more than this."""
@@ -84,9 +84,10 @@ def share_of(chunk: bytes | None) -> float:
 
 
 class Scrubber:
-    """``queue_length``: chunks left in this pass, by the share of ids left. ``pause_s``: how long `run_once` has nothing to do."""
+    """``queue_length``: chunks left in this pass, by the share of ids left. ``interval_s``: how long `run_once` has nothing to do."""
 
     name = "scrub"
+    pause_s = 0.0
 
     def __init__(self, store: Verifiable, file: ScrubFile, clock: Clock, settings: ScrubSettings) -> None:
         assert settings.period_s > 0
@@ -110,7 +111,7 @@ class Scrubber:
         self.queue_length = 0
         self.last_error: str | None = None
         self.waiting_for: str | None = None
-        self.pause_s = 0.0
+        self.interval_s = 0.0
         self.passes = 0
         self.chunks_verified = 0
         self.bytes_verified = 0
@@ -119,7 +120,7 @@ class Scrubber:
     def start_now(self) -> None:
         """An operator's request: begin a pass at once and go through it at the rate. One that was requested and runs goes on."""
         self._asked = True
-        self.pause_s = 0.0
+        self.interval_s = 0.0
 
     @property
     def progress(self) -> ScrubProgress | None:
@@ -148,7 +149,7 @@ class Scrubber:
         except (HoldfastError, OSError) as error:
             self.last_error = error.message if isinstance(error, HoldfastError) else str(error)
             self.waiting_for = "chunk store and disk to work again"
-            self.pause_s = PAUSE_LIMIT_S
+            self.interval_s = PAUSE_LIMIT_S
             return False
         self.last_error = None
         return more
@@ -157,15 +158,15 @@ class Scrubber:
         await self._begin()
         for _ in range(UNIT_CHUNKS):
             await self._time()
-            self.pause_s = min(max(self._due - self._clock.monotonic(), 0.0), PAUSE_LIMIT_S)
-            if self.pause_s:
+            self.interval_s = min(max(self._due - self._clock.monotonic(), 0.0), PAUSE_LIMIT_S)
+            if self.interval_s:
                 break
             await self._step()
         progress = self._progress
         assert progress is not None
         left = 0.0 if self._at_end else 1 - share_of(progress.cursor)
         self.queue_length = round(self._store.statistics().chunks * left)
-        if not self.pause_s:
+        if not self.interval_s:
             self.waiting_for = None
             return True
         if self._at_end:

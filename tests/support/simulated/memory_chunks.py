@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from heapq import nsmallest
 
 from cluster.chunks.store import ChunkEntry, ChunkStatistics, Reference
-from cluster.errors import Invalid, NotFound
+from cluster.errors import Invalid, NoSpace, NotFound
 from cluster.layout.ring import chunk_partition
 from cluster.merkle.digest_tree import DigestTree
 from cluster.merkle.identity import CHUNK_LEAF_BITS, chunk_leaf, reference_digest
@@ -65,13 +65,21 @@ class MemoryChunkStore:
         """Chunk -> its references as they are in the trees."""
         self._counts_all = False
         """Whether what was on the disk when this store began is counted."""
+        self.capacity: int | None = None
+        """Payload bytes beyond which a put finds no space; None: no end."""
+        self.reserve = 0
+        """Part of the capacity that users' puts leave free; repairs may use half of it."""
 
     async def _sync(self) -> None:
         await asyncio.sleep(self._sync_s * (0.2 + self._rng.expovariate(1)))
 
-    async def put(self, chunk: bytes, payload: Buffer, reference: Reference) -> None:
+    async def put(self, chunk: bytes, payload: Buffer, reference: Reference, *, repair: bool = False) -> None:
         data = bytes(payload)
         await self._sync()
+        if self.capacity is not None and chunk not in self.disk:
+            used = sum(len(held) for held, _ in self.disk.values())
+            if used + len(data) > self.capacity - (self.reserve // 2 if repair else self.reserve):
+                raise NoSpace("the disk is full: nothing was stored")
         self.disk.refer(chunk, data, reference.referrer, reference.replicas)
         self.puts += 1
 

@@ -199,6 +199,17 @@ class SimulatedDisk:
             self._contents[file].pending.append(event)
             self.history.append(event)
 
+    def allocate(self, descriptor: int, offset: int, length: int) -> None:
+        with self._lock:
+            self._call("allocate")
+            file = self._descriptors[descriptor]
+            if offset + length - len(self._contents[file].visible) > self.capacity - self._used():
+                raise OSError(errno.ENOSPC, "full")
+            event = Event("truncate", file, "", offset + length)
+            apply(self._contents[file].visible, event)
+            self._contents[file].pending.append(event)
+            self.history.append(event)
+
     def size(self, descriptor: int) -> int:
         with self._lock:
             return len(self._contents[self._descriptors[descriptor]].visible)

@@ -23,6 +23,7 @@ from cluster.chunks.store import Reference, StoreFailed
 from cluster.errors import Corrupt, HoldfastError, NoSpace
 from node.storage import chunk_store as chunk_store_module
 from node.storage import chunk_writer
+from node.storage.chunk_compaction import ChunkCompaction
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_record import HEADER_BYTES
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
@@ -123,11 +124,11 @@ class Workload:
             left = {one: count for one, count in state.items() if one != referrer}
             await self.change(chunk, left, lambda: store.drop_reference(chunk, referrer))
 
-    async def release(self, store: LogChunkStore, keep: int) -> None:
-        """Drop the references of all but the newest few chunks, so that whole log files die."""
+    async def release(self, store: LogChunkStore, keep: int, every: int = 1) -> None:
+        """Drop the references of all but the newest few chunks (or of every second one), so that whole log files die (or half of them)."""
         for referrer in REFERRERS:
             jobs = []
-            for chunk in list(self.states)[:-keep]:
+            for chunk in list(self.states)[:-keep:every]:
                 state = self.states[chunk]
                 if referrer in state:
                     left = {one: count for one, count in state.items() if one != referrer}
@@ -142,6 +143,19 @@ class Workload:
         for chunk in doomed:
             self.disk.note(Done(chunk))
             del self.states[chunk]
+
+    async def compact(self, store: LogChunkStore, pieces: int = 1000, *, busy: bool = True) -> int:
+        """Empty log files, if `busy` while other changes go on; returns how many went."""
+        job = ChunkCompaction(store, FrozenClock(), worth_bytes=1000)
+        store._reserve = 1 << 50  # space is short: every file with a gain
+        for piece in range(pieces):
+            more = await job.run_once()
+            assert job.last_error is None
+            if not more:
+                break
+            if busy and piece % 3 == 0:
+                await self.round(store, 1)
+        return job.files_emptied
 
 
 def allowed(disk: SimulatedDisk, at: int) -> dict[bytes, list[State]]:
@@ -203,6 +217,7 @@ async def test_power_cut_behind_every_write(tmp_path: Path, seed: int) -> None:
     work = Workload(disk, random.Random(seed))
     live = tmp_path / "live"
     indexes: list[tuple[int, Path]] = []
+    emptied = 0
     for session in range(3):
         store = make(live, disk)
         await store.open()
@@ -210,7 +225,12 @@ async def test_power_cut_behind_every_write(tmp_path: Path, seed: int) -> None:
             await work.round(store, 5)
         await work.release(store, 4)
         await work.expire(store)
-        await work.round(store, 3)
+        for _ in range(3):
+            await work.round(store, 5)
+        await work.release(store, 1, every=2)
+        await work.expire(store)
+        await store.seal()
+        emptied += await work.compact(store, 4 if session == 1 else 1000)
         await (store.close() if session == 1 else store.abandon())
         saved = tmp_path / f"index-{session}"
         saved.mkdir()
@@ -224,6 +244,7 @@ async def test_power_cut_behind_every_write(tmp_path: Path, seed: int) -> None:
     rolls = sum(event.kind == "create" for event in disk.history)
     assert rolls > 5
     assert any(event.kind == "unlink" for event in disk.history)
+    assert emptied >= 3
     for at in range(len(disk.history) + 1):
         if at and disk.history[at - 1].kind == "note":
             continue
@@ -248,6 +269,12 @@ async def test_power_cut_behind_every_write(tmp_path: Path, seed: int) -> None:
             extra = chance.randbytes(50)
             name = blake3(extra).digest()
             await store.put(name, extra, Reference(REFERRERS[0], 1))
+            if cases % 3 == 0:
+                await ChunkExpiry(store).run_once()
+                await Workload(left, chance).compact(store, busy=False)
+                expired = {chunk for chunk, state in settled.items() if state == [{}]}
+                settled = {chunk: state for chunk, state in settled.items() if chunk not in expired}
+                assert set(await observed(store)) == {*settled, name}, label
             await store.abandon()
             if cases % 4 == 0:
                 (live / "chunks.sqlite").unlink()

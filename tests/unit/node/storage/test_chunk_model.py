@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from cluster.chunks.store import ChunkEntry, Reference
 from cluster.errors import Corrupt, Invalid, NotFound
 from node.storage import chunk_writer
+from node.storage.chunk_compaction import ChunkCompaction
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from tests.unit.node.storage.naive_trees import check_trees, use_small_trees
@@ -172,6 +173,18 @@ class StoreAgainstDict(RuleBasedStateMachine):
                 self.damaged.discard(number)
         assert job.queue_length == len(self.freed)
 
+    @rule(short=st.booleans(), pieces=st.sampled_from([1, 3, 1000]))
+    def compact(self, short: bool, pieces: int) -> None:
+        """Nothing of what is held may change; damage that is found on the way is set aside as by a read."""
+        self.store._reserve = 1 << 50 if short else 0
+        job = ChunkCompaction(self.store, self.clock, worth_bytes=2000)
+        for _ in range(pieces):
+            if not self.run(job.run_once()):
+                break
+        assert job.last_error is None
+        self.store._reserve = 0
+        self.notice_damage()
+
     # -- reads
 
     @rule(number=numbers, ends=st.tuples(st.integers(0, 41_000), st.integers(0, 41_000)))
@@ -248,6 +261,9 @@ class StoreAgainstDict(RuleBasedStateMachine):
         self.store = self.make()
         self.run(self.store.open())
         # Rot is noticed while the end of the log is replayed, or later by a read: both are right.
+        self.notice_damage()
+
+    def notice_damage(self) -> None:
         suspects = sorted(self.damaged)
         present = self.run(self.store.holds([NAMES[number] for number in suspects]))
         for number, here in zip(suspects, present, strict=True):

@@ -13,13 +13,16 @@ from node.storage.chunk_record import (
     BLOCK,
     FILE_HEADER_BYTES,
     HEADER_BYTES,
+    MOVE_REFERENCES_LIMIT,
     RECORD_LIMIT,
     Kind,
     blocks_match,
     checksum_table,
     header_span,
+    moved_references,
     pack_file_header,
     pack_header,
+    pack_references,
     parse_file_header,
     parse_header,
     payload_start,
@@ -57,13 +60,18 @@ def test_the_documented_example() -> None:
 def test_a_header_comes_back_and_one_flipped_bit_is_refused(
     kind: Kind, offset: int, batch: int, salt: int, stamp: int, replicas: int, payload: bytes, flip: int
 ) -> None:
-    length = len(payload) if kind in {Kind.PUT, Kind.FILLER} else 0
-    table = checksum_table(payload) if kind == Kind.PUT else b""
-    header = pack_header(kind, offset, batch, salt, stamp, b"c" * 32, b"r" * 16, replicas, 1, length, table)
+    length = len(payload) if kind in {Kind.PUT, Kind.FILLER, Kind.MOVE} else 0
+    table = checksum_table(payload) if kind in {Kind.PUT, Kind.MOVE} else b""
+    pairs = [(bytes([number]) * 16, number) for number in range(1, 1 + flip % 4)] if kind == Kind.MOVE else []
+    table += pack_references(pairs)
+    header = pack_header(kind, offset, batch, salt, stamp, b"c" * 32, b"r" * 16, replicas, 1, length, table, len(pairs))
     record = parse_header(b"xx" + header + b"yy", 2, offset, salt)
     assert record is not None
     assert record_size(record) % 8 == 0
-    assert tuple(record) == (kind, 1, replicas, length, stamp, salt, batch, b"c" * 32, b"r" * 16, table)
+    assert tuple(record) == (kind, 1, replicas, length, stamp, salt, batch, b"c" * 32, b"r" * 16, table, len(pairs))
+    if kind == Kind.MOVE:
+        assert moved_references(record) == pairs
+        assert record_size(record) == put_size(length, len(pairs))
     assert parse_header(header, 0, offset, None) == record
     assert header_span(header, 0) == len(header)
     assert parse_header(header, 0, offset + 8, salt) is None, "elsewhere it is no record"
@@ -101,7 +109,7 @@ def test_a_file_header_comes_back_and_any_flipped_bit_is_refused() -> None:
 
 def test_sizes() -> None:
     assert HEADER_BYTES == 88
-    assert put_size(PAYLOAD_LIMIT) == RECORD_LIMIT
+    assert put_size(PAYLOAD_LIMIT, MOVE_REFERENCES_LIMIT) == RECORD_LIMIT
     header = bytearray(pack_header(Kind.PUT, 0, 0, 1, 0, length=0))
     header[12:16] = (PAYLOAD_LIMIT + 1).to_bytes(4, "little")
     assert header_span(header, 0) == 0, "a length that can't be is not followed"

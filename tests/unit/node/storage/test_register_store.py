@@ -221,6 +221,28 @@ class BrokenConnection:
 
 
 @pytest.mark.parametrize("statement", ["BEGIN", "INSERT OR REPLACE INTO partitions", "COMMIT"])
+async def test_on_a_full_disk_it_asks_for_room_and_tries_again(tmp_path: Path, statement: str) -> None:
+    told: list[HoldfastError] = []
+    asked: list[int] = []
+
+    def make_room() -> bool:
+        asked.append(1)
+        if len(asked) == 2:
+            store._writer = whole
+        return True
+
+    store = SqliteRegisterStore.open(tmp_path, told.append, make_room)
+    whole = store._writer
+    error = sqlite3.OperationalError("database or disk is full")
+    store._writer = BrokenConnection(whole, statement, error)  # type: ignore[assignment] # as good as one
+    await store.commit([write(1), PartitionWrite(0, PartitionRecord())])
+    assert len(asked) == 2
+    assert not told
+    assert len((await store.page(write(1).partition, None, 10)).entries) == 1
+    await store.close()
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "INSERT OR REPLACE INTO partitions", "COMMIT"])
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

@@ -101,8 +101,8 @@ class Bench:
         while not until():
             assert self.clock.now < end
             if not await self.scrubber.run_once() and not until():
-                assert 0 < self.scrubber.pause_s <= module.PAUSE_LIMIT_S
-                self.clock.now += self.scrubber.pause_s
+                assert 0 < self.scrubber.interval_s <= module.PAUSE_LIMIT_S
+                self.clock.now += self.scrubber.interval_s
 
     async def passes(self, count: int) -> None:
         await self.go(lambda: self.scrubber.passes >= count)

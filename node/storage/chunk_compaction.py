@@ -1,0 +1,180 @@
+"""The job that rewrites log files which are mostly dead: chooses one, has it emptied (`file_evacuation`), and lets it go.
+
+One bounded piece of a file per `run_once`, then `pause_s` for whoever runs it, so that copying keeps to its budget. A file that turns out
+to consist of records that must be written again is left alone until that changes. Why a file may go is said in `file_ledger`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.doors.clock import Clock
+from cluster.errors import HoldfastError
+from node.storage.chunk_record import HEADER_BYTES
+from node.storage.chunk_store import LogChunkStore
+from node.storage.file_evacuation import FileEvacuation
+from node.storage.file_ledger import FileAccount
+
+COMPACTION_RATE = 50 * 1024 * 1024
+"""Bytes per second that compaction writes at most (and reads as many): a third of a plain hard disk, and it keeps ahead of a node that
+overwrites 50 MiB/s in files that are half dead."""
+
+COMPACT_BELOW = 0.5
+"""A file is rewritten when less than this part of it is live: each byte moved then gives back at least one."""
+
+WORTH_BYTES = 8 * 1024 * 1024
+"""A file with fewer dead bytes is left as it is."""
+
+WORTH_WHEN_SHORT_BYTES = 64 * 1024
+"""As `WORTH_BYTES`, when space is short: then every file with a gain is taken, whatever part of it is live."""
+
+RECORD_OVERHEAD = HEADER_BYTES
+"""What a live record costs beside its payload, roughly. Without it files of tiny chunks would look dead, and be rewritten for ever."""
+
+COMPACTION_INTERVAL_S = 10.0
+"""Between looks for files worth emptying."""
+
+SHORT_INTERVAL_S = 1.0
+"""The same, when space is short."""
+
+UNWORTHY_LIMIT = 4096
+"""Files remembered as not worth rewriting."""
+
+
+def live_size(account: FileAccount) -> int:
+    """Bytes that would have to be written to empty a file, its cancelling records not counted."""
+    return min(account.size, account.live_bytes + account.live * RECORD_OVERHEAD)
+
+
+def gain(account: FileAccount) -> int:
+    return account.size - live_size(account)
+
+
+def choose(accounts: Sequence[FileAccount], *, short: bool, room: int, worth_bytes: int = WORTH_BYTES) -> list[int]:
+    """Files worth emptying, the best first: the smallest part live, then the oldest. `accounts` ascending, the last is the active
+    file; `room`: bytes that may be written. Files that may go as they are need no compaction."""
+    found: list[tuple[float, int]] = []
+    for account in accounts[:-1]:
+        live = live_size(account)
+        part = live / max(account.size, 1)
+        if (not account.live and not account.covers) or live + WORTH_WHEN_SHORT_BYTES > room:
+            continue
+        if gain(account) >= (min(worth_bytes, WORTH_WHEN_SHORT_BYTES) if short else worth_bytes) and (
+            short or part < COMPACT_BELOW
+        ):
+            found.append((part, account.number))
+    return [number for _, number in sorted(found)]
+
+
+class ChunkCompaction:
+    """`queue_length`: files worth emptying, with the one at hand. `waiting_for`: why nothing is done now, None while there is more.
+    `rate`: bytes per second; 0 for no bound. `pause_s`: how long to wait before the next piece, to keep to it."""
+
+    name = "compaction"
+
+    def __init__(
+        self,
+        store: LogChunkStore,
+        clock: Clock,
+        *,
+        rate: int = COMPACTION_RATE,
+        worth_bytes: int = WORTH_BYTES,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._rate = rate
+        self._worth_bytes = worth_bytes
+        self._at_hand: FileEvacuation | None = None
+        self._unworthy: dict[int, tuple[int, frozenset[int]]] = {}
+        """Live records and covered files of those that were not worth it."""
+        self.queue_length = 0
+        self.last_error: str | None = None
+        self.waiting_for: str | None = None
+        self.pause_s = 0.0
+        self.moved_bytes = 0
+        self.freed_bytes = 0
+        """Size of the files given back, less what was written for it."""
+        self.files_emptied = 0
+
+    @property
+    def interval_s(self) -> float:
+        return SHORT_INTERVAL_S if self._store.short_of_space else COMPACTION_INTERVAL_S
+
+    async def run_once(self) -> bool:
+        """One unit of work; whether there is more to do. Errors are kept in `last_error`, not raised."""
+        began = self._clock.monotonic()
+        self.pause_s = 0.0
+        try:
+            more, written = await self._work()
+        except (HoldfastError, OSError) as error:
+            self.last_error = error.message if isinstance(error, HoldfastError) else str(error)
+            if isinstance(error, HoldfastError) and error.code == "conflict":
+                self._leave()
+                return True
+            self.waiting_for = "the chunk store to work again"
+            return False
+        self.last_error = None
+        if self._rate:
+            self.pause_s = max(0.0, written / self._rate - (self._clock.monotonic() - began))
+        return more
+
+    async def _work(self) -> tuple[bool, int]:
+        """(whether there is more, bytes written)."""
+        at_hand = self._at_hand
+        if at_hand is not None and at_hand.void:
+            if at_hand.gone:
+                self._credit(at_hand)  # it died of what was moved, and whoever unlinks dead files was faster
+            self._at_hand = at_hand = None
+        if at_hand is None:
+            return await self._choose(), 0
+        if not at_hand.emptied:
+            written = await at_hand.step()
+            self.moved_bytes += written
+            if not self._is_worth(at_hand):
+                self._leave()
+            return True, written
+        if not await at_hand.release() and not at_hand.void:
+            self.waiting_for = "readers of the emptied file, or room for the index"
+            return False, 0
+        return True, 0
+
+    def _credit(self, at_hand: FileEvacuation) -> None:
+        self.files_emptied += 1
+        self.freed_bytes += at_hand.size - at_hand.moved_bytes - at_hand.restated_bytes
+
+    async def _choose(self) -> bool:
+        """Take the best file in hand; whether there is one."""
+        accounts = self._store.log_files()
+        short = self._store.short_of_space
+        if short and accounts and self._is_mostly_dead(accounts[-1]) and await self._store.seal():
+            accounts = self._store.log_files()
+        worth = choose(accounts, short=short, room=self._store.room_to_move(), worth_bytes=self._worth_bytes)
+        known = {account.number: (account.live, frozenset(account.covers)) for account in accounts}
+        worth = [number for number in worth if self._unworthy.get(number) != known[number]]
+        self.queue_length = len(worth)
+        if not worth:
+            self.waiting_for = "log files that are mostly dead"
+            return False
+        self.waiting_for = None
+        self._at_hand = self._store.evacuation(worth[0])
+        return True
+
+    def _is_mostly_dead(self, account: FileAccount) -> bool:
+        least = min(self._worth_bytes, WORTH_WHEN_SHORT_BYTES)
+        return gain(account) >= least and live_size(account) < COMPACT_BELOW * account.size
+
+    def _is_worth(self, at_hand: FileEvacuation) -> bool:
+        """Whether the records that had to be written again are a small part of what will be given back."""
+        written = at_hand.moved_bytes + at_hand.restated_bytes
+        return written < at_hand.size * (1.0 if self._store.short_of_space else (1 + COMPACT_BELOW) / 2)
+
+    def _leave(self) -> None:
+        """Not this file, until its account is another."""
+        at_hand, self._at_hand = self._at_hand, None
+        if at_hand is None:
+            return
+        for account in self._store.log_files():
+            if account.number == at_hand.number:
+                self._unworthy[account.number] = (account.live, frozenset(account.covers))
+        while len(self._unworthy) > UNWORTHY_LIMIT:
+            del self._unworthy[next(iter(self._unworthy))]

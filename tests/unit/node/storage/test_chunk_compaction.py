@@ -1,0 +1,212 @@
+"""Compaction on a store: space comes back, what is held stays, damage on the way is set aside, and the budget is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import NotFound
+from node.storage import file_evacuation
+from node.storage.chunk_compaction import COMPACT_BELOW, ChunkCompaction, choose, live_size
+from node.storage.chunk_expiry import ChunkExpiry
+from node.storage.chunk_store import LogChunkStore
+from node.storage.chunk_writer import Rebuild
+from node.storage.disk import RealDisk
+from node.storage.file_ledger import FileAccount
+from tests.unit.node.storage.test_chunk_store import ALICE, BOB, Harness, everything, payload_of, put
+
+KIB = 1024
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Harness:
+    harness = Harness(tmp_path / "chunks")
+    harness.settings["grace_s"] = 0.0
+    return harness
+
+
+def job_of(store: LogChunkStore, harness: Harness, **options: int) -> ChunkCompaction:
+    return ChunkCompaction(store, harness.clock, **{"worth_bytes": 8 * KIB, **options})
+
+
+async def compact(job: ChunkCompaction) -> None:
+    while await job.run_once():
+        assert job.last_error is None
+    assert job.last_error is None
+
+
+async def fill(store: LogChunkStore, count: int = 60) -> list[bytes]:
+    """Chunks of 5 KiB: twelve to a file of 64 KiB."""
+    return [await put(store, payload_of(number, 5 * KIB)) for number in range(count)]
+
+
+async def thin_out(store: LogChunkStore, chunks: list[bytes]) -> list[bytes]:
+    """Delete all but every fourth; returns what is left."""
+    for number, chunk in enumerate(chunks):
+        if number % 4:
+            await store.drop_reference(chunk, ALICE.referrer)
+    await ChunkExpiry(store).run_once()
+    return chunks[::4]
+
+
+def test_the_choice_is_the_file_with_the_smallest_live_part_and_then_the_oldest() -> None:
+    mib = 1 << 20
+    half = FileAccount(1, 1, 100 * mib, 10, 49 * mib)
+    dead = FileAccount(2, 1, 100 * mib, 0, 0, {1})
+    free = FileAccount(3, 1, 100 * mib, 0, 0)
+    full = FileAccount(4, 1, 100 * mib, 10, 85 * mib)
+    tiny = FileAccount(5, 1, 100 * mib, 700_000, 30 * mib)
+    small = FileAccount(6, 1, 7 * mib, 1, 1 * mib)
+    active = FileAccount(7, 1, 100 * mib, 0, 0, {1})
+    accounts = [half, dead, free, full, tiny, small, active]
+    assert live_size(tiny) > COMPACT_BELOW * tiny.size, "headers of tiny chunks are not waste"
+    assert choose(accounts, short=False, room=1 << 40) == [2, 1]
+    assert choose(accounts, short=False, room=10 * mib) == [2], "what does not fit is not begun"
+    assert choose(accounts, short=True, room=1 << 40) == [2, 6, 1, 4, 5]
+    assert choose(accounts, short=True, room=10 * mib) == [2, 6]
+    assert choose([], short=True, room=0) == []
+
+
+@pytest.mark.parametrize("real", [False, True])
+async def test_mostly_dead_files_are_rewritten_and_nothing_held_changes(tmp_path: Path, real: bool) -> None:
+    harness = Harness(tmp_path / "chunks", RealDisk() if real else None)
+    harness.settings["grace_s"] = 0.0
+    async with harness.store() as store:
+        kept = await thin_out(store, await fill(store))
+        await store.add_reference(kept[1], BOB)
+        before = await everything(store)
+        used = store.statistics().log_bytes
+        job = job_of(store, harness)
+        await compact(job)
+        assert job.files_emptied >= 4
+        assert job.moved_bytes > 0
+        assert job.waiting_for
+        assert await everything(store) == before
+        assert store.statistics().log_bytes < used / 2
+        assert job.freed_bytes > used / 2
+        for number, chunk in enumerate(kept):
+            assert await store.read(chunk) == payload_of(4 * number, 5 * KIB)
+            assert await store.read(chunk, 17, 1000) == payload_of(4 * number, 5 * KIB)[17:1017]
+    harness.index.unlink()
+    async with harness.store() as store:
+        assert await everything(store) == before
+        for number, chunk in enumerate(kept):
+            assert await store.read(chunk) == payload_of(4 * number, 5 * KIB)
+
+
+async def test_a_dead_file_held_back_by_an_older_one_goes(harness: Harness) -> None:
+    async with harness.store() as store:
+        old = await fill(store, 24)
+        kept = old[0]
+        for chunk in old[1:]:  # their ends stand in later files, which cover the first as long as it is there
+            await store.drop_reference(chunk, ALICE.referrer)
+        await ChunkExpiry(store).run_once()
+        for number in range(100, 112):
+            chunk = await put(store, payload_of(number, 5 * KIB))
+            await store.drop_reference(chunk, ALICE.referrer)
+        await ChunkExpiry(store).run_once()
+        await store.seal()
+        held_back = [account for account in store.log_files()[:-1] if not account.live]
+        assert held_back
+        evacuation = store.evacuation(held_back[0].number)
+        while not evacuation.emptied:
+            await evacuation.step()
+        assert evacuation.moved_bytes == 0
+        assert await evacuation.release()
+        assert store.log_files()[0].number == 1
+        assert [entry.chunk for entry in await everything(store)] == [kept]
+    harness.index.unlink()
+    async with harness.store() as store:
+        assert [entry.chunk for entry in await everything(store)] == [kept]
+
+
+async def test_changes_in_the_middle_of_an_evacuation_are_kept(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_evacuation, "PIECE_RECORDS", 2)
+    async with harness.store() as store:
+        kept = await thin_out(store, await fill(store))
+        job = job_of(store, harness)
+        turn = 0
+        while await job.run_once():
+            chunk = kept[turn % len(kept)]
+            if turn % 3 == 0:
+                await store.add_reference(chunk, BOB)
+            elif turn % 3 == 1:
+                await store.drop_reference(chunk, ALICE.referrer)
+            else:
+                await put(store, payload_of(1000 + turn, 3 * KIB), BOB)
+            turn += 1
+        assert job.last_error is None
+        assert job.files_emptied
+        state = await everything(store)
+    harness.index.unlink()
+    async with harness.store() as store:
+        assert await everything(store) == state
+
+
+async def test_a_damaged_copy_is_condemned_on_the_way(harness: Harness) -> None:
+    async with harness.store() as store:
+        kept = await thin_out(store, await fill(store))
+        state = await store._find(kept[0])
+        assert state is not None
+        harness.simulated.flip(harness.log(state.file), state.offset + 2000)
+        await compact(job_of(store, harness))
+        with pytest.raises(NotFound):
+            await store.read(kept[0])
+        assert [damage.chunk for damage in harness.damages] == [kept[0]]
+        assert len(await everything(store)) == len(kept) - 1
+
+
+async def test_what_stands_behind_a_damaged_header_is_found_by_the_index(harness: Harness) -> None:
+    async with harness.store() as store:
+        kept = await thin_out(store, await fill(store))
+        state = await store._find(kept[0])
+        assert state is not None
+        await store.add_reference(kept[-1], BOB)
+        harness.simulated.flip(harness.log(state.file), state.offset + 50)
+        first = store.log_files()[0].number
+        await compact(job_of(store, harness))
+        assert first not in [account.number for account in store.log_files()]
+        assert [damage.chunk for damage in harness.damages] == [kept[0]]
+        assert sorted(entry.chunk for entry in await everything(store)) == sorted(kept[1:])
+
+
+async def test_the_budget_is_kept_by_pausing(harness: Harness) -> None:
+    async with harness.store() as store:
+        await thin_out(store, await fill(store))
+        job = job_of(store, harness, rate=10 * KIB)
+        paused = 0.0
+        while await job.run_once():
+            paused += job.pause_s  # the clock stands still
+        written = job.moved_bytes
+        assert paused == pytest.approx(written / (10 * KIB), rel=0.1)
+
+
+async def test_a_file_that_is_read_goes_later(harness: Harness) -> None:
+    async with harness.store() as store:
+        await thin_out(store, await fill(store, 20))
+        job = job_of(store, harness)
+        number = 1
+        store._files.pin(number)
+        while await job.run_once():
+            pass
+        assert job.waiting_for
+        assert "readers" in job.waiting_for
+        store._files.unpin(number)
+        await compact(job)
+        assert number not in [account.number for account in store.log_files()]
+
+
+async def test_an_index_that_is_rebuilt_meanwhile_begins_the_file_anew(harness: Harness) -> None:
+    async with harness.store() as store:
+        kept = await thin_out(store, await fill(store))
+        evacuation = store.evacuation(1)
+        while not evacuation.emptied:
+            await evacuation.step()
+        await store._submit(Rebuild(store._future(), store._catalog.epoch, "a test"))
+        assert evacuation.void
+        assert not await evacuation.release() or not store.log_files()[0].covers
+        await compact(job_of(store, harness))
+        assert sorted(entry.chunk for entry in await everything(store)) == sorted(kept)
