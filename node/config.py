@@ -130,6 +130,7 @@ class Settings:
     )
     tombstone_grace_s: str | None = _setting(
         f"seconds that the mark of something deleted is kept after all replicas have it (default {DEFAULT_TOMBSTONE_GRACE_S})"
+    )
     ballast: str | None = _setting(
         f"bytes allocated to a file that is given up for deletes when others have filled the disk (default: half of the reserve, "
         f"at most {BALLAST_BYTES >> 20} MiB)"
