@@ -232,8 +232,6 @@ class CoreView:
             ("chunk_written_bytes", "counter", "Bytes appended to the chunk log.", chunks.bytes_written),
         ):
             yield Sample(name, kind, doc, value)  # type: ignore[arg-type]  # the literals above are its kinds
-        for own in self._own_jobs():
-            yield Sample("job_queue", "gauge", "Work waiting, by job.", own.queue_length, {"job": own.name})
         core = self._core()
         if core is None:
             return

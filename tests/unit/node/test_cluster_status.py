@@ -32,7 +32,15 @@ STATE = LayoutState(
         partition_bits=4,
     ),
 )
-STORE = {"chunks": 1, "live_bytes": 2, "log_bytes": 3, "free_bytes": 4, "quarantined": 0, "failure": None}
+STORE = {
+    "chunks": 1,
+    "live_bytes": 2,
+    "log_bytes": 3,
+    "free_bytes": 4,
+    "ballast_bytes": 5,
+    "quarantined": 0,
+    "failure": None,
+}
 JOBS = [JobState("copier", 5, "", ""), JobState("governor", 0, "no quorum", "")]
 
 

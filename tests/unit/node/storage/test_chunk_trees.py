@@ -315,7 +315,7 @@ async def test_the_simulators_store_means_the_same(bench: Bench) -> None:
     # whoever changes the disk itself
     chunks = list(held)
     del disk[chunks[0]]
-    disk[chunks[1]][1][b"z" * 16] = 6
+    disk.refer(chunks[1], b"", b"z" * 16, 6)
     disk[CHUNK] = (b"", {b"z" * 16: 2})
     check_trees(memory.trees(), {chunk: references for chunk, (_, references) in disk.items()})
     memory.disk.clear()
