@@ -64,6 +64,7 @@ class Settings:
         "serve the API beyond loopback without a token: true or false (default false)"
     )
     chunk_grace_s: str | None = _setting("seconds a chunk without references is kept (default 3600)")
+    tombstone_grace_s: str | None = _setting("seconds a deleted name is remembered before it is purged (default 60)")
     reserve: str | None = _setting(
         "bytes of disk kept free for deletes and repair (default: 1 % of the disk, at least 256 MiB)"
     )
@@ -93,6 +94,7 @@ class Config:
     api_token: str | None = field(repr=False)
     allow_anonymous: bool
     chunk_grace_s: float
+    tombstone_grace_s: float
     reserve: int | None
     log_level: str
     log_format: str
@@ -177,6 +179,7 @@ def check(settings: Settings) -> Config:
         api_token=token,
         allow_anonymous=anonymous,
         chunk_grace_s=float(_integer(settings.chunk_grace_s, "chunk_grace_s", 0, 1 << 31, 3600)),
+        tombstone_grace_s=float(_integer(settings.tombstone_grace_s, "tombstone_grace_s", 0, 1 << 31, 60)),
         reserve=None if settings.reserve is None else _integer(settings.reserve, "reserve", 0, 1 << 62, 0),
         log_level=log_level,
         log_format=log_format,

@@ -239,6 +239,7 @@ class Daemon:
             replication_factor=config.replication,
             auto_layout=config.auto_layout,
             release=version("holdfast"),
+            tombstone_grace_s=config.tombstone_grace_s,
         )
 
 

@@ -35,6 +35,8 @@ from cluster.rebalance.tidier import Tidier
 from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import proposer_name
 from cluster.register.leader import Leader
+from cluster.register.mender import RegisterMender
+from cluster.register.purge import Purger
 from cluster.register.registers import Registers
 from cluster.register.scatter import Scatter
 from cluster.register.service import RegisterService
@@ -131,6 +133,18 @@ class PeerCore:
             self.acceptor.promised,
         )
         self.registers = Registers(me, self.rpc, self.scatter, self.installed, clock, rng)
+        self.mender = RegisterMender(self.scatter, self.installed, self.acceptor, self.registers)
+        self.purger = Purger(
+            me,
+            doors.registers,
+            self.leader,
+            self.scatter,
+            self.installed,
+            self.registers,
+            clock,
+            rng,
+            grace_s=settings.tombstone_grace_s,
+        )
         self.chunks = ClusterChunks(me, doors.chunks, self.rpc, self.installed, clock, doors.offload)
         self.bootstrap = Bootstrap(
             me,
@@ -207,6 +221,7 @@ class PeerCore:
                     self.governor,
                     self.copier,
                     self.tidier,
+                    self.purger,
                     self.volumes,
                 ):
                     group.create_task(part.run())
@@ -228,6 +243,7 @@ class PeerCore:
         for job in self.volumes.jobs():
             yield JobState(job.name, job.queue_length, job.last_error or "", job.waiting_for or "")
         yield JobState("tidier", self.tidier.queue_length, self.tidier.last_error, self.tidier.waiting_for)
+        yield JobState(Purger.name, self.purger.queue_length, self.purger.last_error, self.purger.waiting_for)
 
     # Joints
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.membership.settings import MembershipSettings
+from cluster.register.purge import TOMBSTONE_GRACE_S
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
     """``host:port`` is where it listens for peers, ``advertise_host:advertise_port`` where they reach it; ``api`` is told to people.
     ``bootstrap_expect`` nodes form the first layout together (0: only join). ``replication_factor`` and ``partition_bits`` matter
-    only for that first layout."""
+    only for that first layout. A deleted register's tombstone is purged ``tombstone_grace_s`` after the purging node first saw it."""
 
     name: str
     secret: bytes
@@ -28,4 +29,5 @@ class PeerSettings:
     partition_bits: int = 10
     auto_layout: bool = False
     release: str = ""
+    tombstone_grace_s: float = TOMBSTONE_GRACE_S
     membership: MembershipSettings = field(default_factory=MembershipSettings)

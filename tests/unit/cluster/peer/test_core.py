@@ -119,7 +119,9 @@ def test_two_of_three_dead_is_said_and_passes() -> None:
         with pytest.raises(QuorumUnavailable):
             await get(cluster["n1"], "v0")
         cluster.machines["n2"].start()
-        await cluster.until(lambda: cluster["n1"].membership.is_alive("n2"), "n2 back")
+        # that it was away may not even have been noticed
+        await cluster.until(cluster.machines["n2"].has_layout, "n2 back")
+        await cluster.until(lambda: cluster["n1"].membership.is_alive("n2"), "n2 seen")
         await cluster.until(lambda: cluster["n2"].attestation.covers(0), "n2 may vote")
         await check(cluster, data, "n1")
 
