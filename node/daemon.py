@@ -295,6 +295,7 @@ class Daemon:
                 sweep_period_s=config.sweep_period_s,
                 sweep_age_s=config.sweep_age_s,
             ),
+            tombstone_grace_s=config.tombstone_grace_s,
         )
 
 

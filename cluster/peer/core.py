@@ -36,6 +36,7 @@ from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import proposer_name
 from cluster.register.leader import Leader
 from cluster.register.mender import RegisterMender
+from cluster.register.purge import Purger
 from cluster.register.registers import Registers
 from cluster.register.scatter import Scatter
 from cluster.register.service import RegisterService
@@ -134,6 +135,18 @@ class PeerCore:
             self.acceptor.promised,
         )
         self.registers = Registers(me, self.rpc, self.scatter, self.installed, clock, rng)
+        self.register_mender = RegisterMender(self.scatter, self.installed, self.acceptor, self.registers)
+        self.purger = Purger(
+            me,
+            doors.registers,
+            self.leader,
+            self.scatter,
+            self.installed,
+            self.registers,
+            clock,
+            rng,
+            grace_s=settings.tombstone_grace_s,
+        )
         self.chunks = ClusterChunks(me, doors.chunks, self.rpc, self.installed, clock, doors.offload)
         self.bootstrap = Bootstrap(
             me,
@@ -179,7 +192,7 @@ class PeerCore:
             doors.chunks,
             self.chunks,
             replica,
-            RegisterMender(self.scatter, self.installed, self.acceptor, self.registers),
+            self.register_mender,
             self.volumes.judge,
             doors.scrub,
             lambda partition: self.acceptor.state(partition).standing == VOTER,
@@ -240,6 +253,7 @@ class PeerCore:
                     self.repair,
                     self.copier,
                     self.tidier,
+                    self.purger,
                     self.volumes,
                 ):
                     group.create_task(part.run())
@@ -269,6 +283,7 @@ class PeerCore:
         for job in self.volumes.jobs():
             yield JobState(job.name, job.queue_length, job.last_error or "", job.waiting_for or "")
         yield JobState("tidier", self.tidier.queue_length, self.tidier.last_error, self.tidier.waiting_for)
+        yield JobState(Purger.name, self.purger.queue_length, self.purger.last_error, self.purger.waiting_for)
 
     # Joints
 

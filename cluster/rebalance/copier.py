@@ -25,8 +25,8 @@ from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import FillProgress, GetFill
 from cluster.governance.state import LayoutState
 from cluster.register.acceptor import Acceptor
-from cluster.register.ballot import NO_BALLOT
-from cluster.register.copying import merge_pages
+from cluster.register.ballot import NO_BALLOT, Ballot
+from cluster.register.copying import Origin, merge_pages
 from cluster.register.key import RegisterKey
 from cluster.register.messages import Export, Exported
 from cluster.register.quorum import majority
@@ -232,18 +232,22 @@ class Copier:
         all went well, else the sources that failed, and why."""
         after: RegisterKey | None = None
         while True:
+            epoch, stores = self._installed.epoch, self._installed.stores(partition)
             exports = await asyncio.gather(*(self._export(name, partition, after) for name in sources))
             failed = {name: e.code for name, e in zip(sources, exports, strict=True) if isinstance(e, HoldfastError)}
             if failed:
                 return failed
             pages: dict[str, Page] = {}
             promised = NO_BALLOT
+            fences: list[Ballot] = []
             for name, export in zip(sources, exports, strict=True):
                 assert isinstance(export, Exported)
                 pages[name] = Page([(entry.key, entry.record) for entry in export.entries], export.more)
                 promised = max(promised, export.promised)
+                fences.append(export.fence)
             merged = merge_pages(pages, group)
-            for key in await self._acceptor.import_records(partition, merged.records, promised):
+            origin = Origin(min(fences), max(fences), epoch, stores)
+            for key in await self._acceptor.import_records(partition, merged.records, promised, origin):
                 await self._registers.settle(key, partition=partition)
             if merged.resume is None:
                 return {}

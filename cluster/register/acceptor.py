@@ -6,6 +6,7 @@ store has made it durable; the store commits in the order of the decisions. Inva
 
 * a partition's promise never goes back, and no accepted record carries a ballot above it;
 * nothing is answered that is not durable: not a promise, not an acceptance, not a value;
+* a partition's fence never goes back, and is never above its promise; nothing that was read before a fence is taken over after it;
 * a store that may have forgotten (a learner) votes in nothing and answers no read;
 * every vote is cast under the same layout epoch as its request's.
 
@@ -17,12 +18,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from cluster.errors import Busy, Conflict, NotReady, StaleLayout
-from cluster.register.ballot import Ballot
-from cluster.register.copying import Copied
+from cluster.register.ballot import NO_BALLOT, Ballot, Version
+from cluster.register.copying import Copied, Origin
 from cluster.register.key import RegisterKey
-from cluster.register.record import Record
+from cluster.register.record import ABSENT, Record
 from cluster.register.record_cache import CachedRecord, RecordCache
 from cluster.register.store import (
     AWAY,
@@ -32,6 +35,7 @@ from cluster.register.store import (
     Page,
     PartitionRecord,
     PartitionWrite,
+    PurgeWrite,
     RegisterStore,
     RegisterWrite,
     Write,
@@ -43,6 +47,14 @@ PENDING_LIMIT = 4096
 
 PENDING_LIMIT_BYTES = 64 * 1024 * 1024
 """The same for the values that they carry."""
+
+
+class ExportPage(NamedTuple):
+    """Part of a partition's registers, read when the replica had this fence (or a later one), and its highest promise."""
+
+    promised: Ballot
+    fence: Ballot
+    page: Page
 
 
 class Acceptor:
@@ -58,6 +70,7 @@ class Acceptor:
         self._clears: dict[int, int] = {}
         self._clearing: dict[int, int] = {}
         self._raising: dict[int, int] = {}
+        self._fences: dict[int, Ballot] = {}
         self._pending = 0
         self._pending_bytes = 0
         self.votes = 0
@@ -67,6 +80,7 @@ class Acceptor:
     async def open(self) -> None:
         """Read the partitions' state. Before anything else."""
         self._partitions = await self._store.partitions()
+        self._fences = {partition: state.fence for partition, state in self._partitions.items()}
 
     # What the governor decides
 
@@ -75,6 +89,10 @@ class Acceptor:
 
     def promised(self, partition: int) -> Ballot:
         return self.state(partition).promised
+
+    def fence(self, partition: int) -> Ballot:
+        """The last fence that is durable."""
+        return self._fences.get(partition, NO_BALLOT)
 
     def standings(self) -> Mapping[int, PartitionRecord]:
         return self._partitions
@@ -86,7 +104,7 @@ class Acceptor:
         meta: Sequence[MetaWrite] = (),
         registers: Sequence[RegisterWrite] = (),
     ) -> None:
-        """Take up new standings (their ballots are ignored: promises are kept) and named values in one durable step, decided
+        """Take up new standings (their ballots are ignored: promises and fences are kept) and named values in one durable step, decided
         before the first await. The registers of the partitions in ``clear`` are forgotten; ``registers``, which may only
         belong to those, are put in their place."""
         assert all(write.partition in clear for write in registers)
@@ -94,7 +112,7 @@ class Acceptor:
         writes: list[Write] = list(meta)
         cleared = frozenset(clear)
         for partition, wanted in standings.items():
-            state = PartitionRecord(self.promised(partition), wanted.standing, wanted.tenure)
+            state = replace(self.state(partition), standing=wanted.standing, tenure=wanted.tenure)
             if partition in cleared:
                 # A read of the store that began before this must not be remembered; one that begins now waits for the commit.
                 self._clears[partition] = self._clears.get(partition, 0) + 1
@@ -117,7 +135,7 @@ class Acceptor:
             self.refusals += 1
             return state.promised
         if ballot > state.promised:
-            await self._raise(partition, state, ballot)
+            await self._raise(partition, replace(state, promised=ballot))
         else:
             # A second copy of the request: what it repeats need not be durable yet.
             await self._commit([])
@@ -138,7 +156,7 @@ class Acceptor:
             return state.promised, entry.durable
         record = entry.newest
         if ballot > state.promised:
-            await self._raise(partition, state, ballot)
+            await self._raise(partition, replace(state, promised=ballot))
         elif entry.pending or partition in self._raising:
             # Neither a record nor the promise itself is given as an answer before it is durable.
             await self._commit([])
@@ -194,29 +212,35 @@ class Acceptor:
 
     # Copying (learners, new replicas)
 
-    async def export(self, partition: int, after: RegisterKey | None, limit: int, epoch: int) -> tuple[Ballot, Page]:
+    async def export(self, partition: int, after: RegisterKey | None, limit: int, epoch: int) -> ExportPage:
         """Part of the partition's registers for a replica that copies them, and the highest promise. Everything decided before
         the call, under this epoch or an earlier one, is in the store when the page is read. Only a voter exports."""
         state = self._voting(partition, epoch)
         if state.standing != VOTER:
             raise NotReady(f"this node is {state.standing} in partition {partition} and can't be copied from")
+        fence = state.fence
         await self._commit([])
         page = await self._store.page(partition, after, limit)
         if self._voting(partition, epoch).standing != VOTER:
             raise NotReady(f"this node's standing in partition {partition} changed while it was copied")
-        return self.promised(partition), page
+        return ExportPage(self.promised(partition), fence, page)
 
-    async def import_records(self, partition: int, records: Sequence[Copied], promised: Ballot) -> list[RegisterKey]:
+    async def import_records(
+        self, partition: int, records: Sequence[Copied], promised: Ballot, origin: Origin
+    ) -> list[RegisterKey]:
         """Take over copied records that are newer than what is here, where that is safe (`cluster.register.copying`), and
         promise what their sources have promised. Durable on return. Returns the registers that the partition's leader has to
-        settle instead, before the copy may be called complete. Not for a node that isn't a replica."""
-        state = self._copying(partition)
-        if promised > state.promised:
-            await self._raise(partition, state, promised)
+        settle instead, before the copy may be called complete. A replica that is not a voter yet takes over the highest fence
+        as well; a voter raises StaleLayout when it has been fenced since the sources were read: read them again. Not for a node
+        that isn't a replica."""
+        state = self._copying(partition, origin)
+        fence = state.fence if state.standing == VOTER else max(state.fence, origin.newest_fence)
+        if promised > state.promised or fence > state.fence:
+            await self._raise(partition, replace(state, promised=max(promised, state.promised), fence=fence))
         unsettled: list[RegisterKey] = []
         for key, record, decided in records:
             entry = await self._entry(partition, key)
-            state = self._copying(partition)
+            state = self._copying(partition, origin)
             if record.version <= entry.newest.version:
                 continue
             ballot = record.version.ballot
@@ -227,7 +251,71 @@ class Acceptor:
         await self._commit([])
         return unsettled
 
+    # Purging (`cluster.register.purge`)
+
+    async def fence_purge(
+        self,
+        partition: int,
+        ballot: Ballot,
+        tombstones: Sequence[tuple[RegisterKey, Version]],
+        epoch: int,
+        stores: bytes,
+    ) -> tuple[Ballot, tuple[bool, ...] | None]:
+        """Promise a new ballot and make it the fence. The answer is what is promised now, and, when it was granted, which of the
+        tombstones this replica held when it decided so. A second copy of the request is refused: what is held may have changed."""
+        entries: list[CachedRecord] = []
+        try:
+            for key, _ in tombstones:
+                entry = await self._entry(partition, key)
+                self._cache.pin(entry)
+                entries.append(entry)
+            state = self._purging(partition, epoch, stores)
+            if ballot <= state.promised:
+                self.refusals += 1
+                return state.promised, None
+            held = tuple(
+                not entry.forgotten and entry.newest == Record(version, None)
+                for entry, (_, version) in zip(entries, tombstones, strict=True)
+            )
+            await self._raise(partition, self._fenced(state, ballot))
+            return ballot, held
+        finally:
+            for entry in entries:
+                self._cache.unpin(entry)
+
+    async def purge(
+        self,
+        partition: int,
+        fence: Ballot,
+        tombstones: Sequence[tuple[RegisterKey, Version]],
+        epoch: int,
+        stores: bytes,
+    ) -> int:
+        """Forget those of the tombstones that are still here at exactly their versions; how many. Durable on return. Only for
+        tombstones that all replicas held when they took up ``fence``."""
+        count = 0
+        for key, version in tombstones:
+            entry = await self._entry(partition, key)
+            if self._purging(partition, epoch, stores).fence < fence:
+                raise NotReady("this replica was not fenced for this purge", partition=partition)
+            if entry.newest == Record(version, None):
+                self._queue(entry, ABSENT, [PurgeWrite(partition, key, version)])
+                count += 1
+        await self._commit([])
+        return count
+
     # Inside
+
+    def _purging(self, partition: int, epoch: int, stores: bytes) -> PartitionRecord:
+        """The partition's state if this node may take part in a purge."""
+        state = self._voting(partition, epoch, vote=True)
+        if state.standing != VOTER or len(self._view.rule(partition).groups) > 1:
+            raise NotReady("nothing is purged while replicas are new or the layout changes", partition=partition)
+        self._check_stores(partition, stores)
+        return state
+
+    def _fenced(self, state: PartitionRecord, ballot: Ballot) -> PartitionRecord:
+        return replace(state, promised=ballot, fence=ballot)
 
     def _voting(self, partition: int, epoch: int, *, vote: bool = False) -> PartitionRecord:
         """The partition's state if this node may vote in it (or tell what it has voted) under ``epoch`` now."""
@@ -245,11 +333,22 @@ class Acceptor:
             )
         return state
 
-    def _copying(self, partition: int) -> PartitionRecord:
+    def _copying(self, partition: int, origin: Origin) -> PartitionRecord:
+        """The partition's state if records of this origin may be taken over now."""
         state = self.state(partition)
         if state.standing == AWAY:
             raise StaleLayout("the partition's standing changed while it was copied", version=self._view.epoch)
+        if state.standing == VOTER:
+            self._check_origin(partition, state, origin)
         return state
+
+    def _check_origin(self, partition: int, state: PartitionRecord, origin: Origin) -> None:
+        """A voter may have purged what its sources still held when they were read. Not while the layout changes: then nobody
+        takes up a fence, and the sources answered under this very epoch."""
+        if not self._view.check(origin.epoch) or self._view.stores(partition) != origin.stores:
+            raise StaleLayout("the layout or a replica's disk changed while it was copied", version=self._view.epoch)
+        if origin.oldest_fence < state.fence and len(self._view.rule(partition).groups) == 1:
+            raise StaleLayout("tombstones were purged while it was copied", version=self._view.epoch)
 
     def _check_stores(self, partition: int, stores: bytes) -> None:
         if self._view.stores(partition) != stores:
@@ -260,14 +359,23 @@ class Acceptor:
             )
 
     def _promise(self, partition: int, state: PartitionRecord, ballot: Ballot) -> PartitionWrite:
-        raised = PartitionRecord(ballot, state.standing, state.tenure)
+        raised = replace(state, promised=ballot)
         self._partitions[partition] = raised
         return PartitionWrite(partition, raised)
 
-    async def _raise(self, partition: int, state: PartitionRecord, ballot: Ballot) -> None:
-        """Promise a higher ballot, durably."""
-        assert ballot > state.promised
-        future = self._store.commit([self._promise(partition, state, ballot)])
+    async def _raise(self, partition: int, raised: PartitionRecord) -> None:
+        """Take up a higher promise or fence, durably."""
+        state = self.state(partition)
+        assert raised.promised >= state.promised
+        assert raised.fence >= state.fence
+        self._partitions[partition] = raised
+
+        def done(finished: asyncio.Future[None]) -> None:
+            if not finished.cancelled() and finished.exception() is None:
+                self._fences[partition] = raised.fence
+
+        future = self._store.commit([PartitionWrite(partition, raised)])
+        future.add_done_callback(done)
         _count_while(future, self._raising, partition)
         await asyncio.shield(future)
 
@@ -308,6 +416,13 @@ class Acceptor:
         writes: list[Write] = [RegisterWrite(partition, key, record)]
         if promised > state.promised:
             writes.insert(0, self._promise(partition, state, promised))
+        future = self._queue(entry, record, writes)
+        if len(writes) > 1:
+            _count_while(future, self._raising, partition)
+        return future
+
+    def _queue(self, entry: CachedRecord, record: Record, writes: Sequence[Write]) -> asyncio.Future[None]:
+        """Queue what makes ``record`` the register's."""
         size = len(record.value or b"")
         self._cache.begin(entry, record)
         self._pending += 1
@@ -321,8 +436,6 @@ class Acceptor:
 
         future = self._store.commit(writes)
         future.add_done_callback(done)
-        if len(writes) > 1:
-            _count_while(future, self._raising, partition)
         return future
 
     async def _commit(self, writes: Sequence[Write]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from cluster.register.ballot import Version
+from cluster.register.ballot import NO_BALLOT, NO_VERSION, Ballot, Version
 from cluster.register.record import Record
 
 ANY = "any"
@@ -14,7 +14,8 @@ ANY = "any"
 
 ABSENT_ONLY = "absent"
 """The register must not exist, and must not have been written since its absence was seen at the expected version. The version
-matters: a late copy of a creation, arriving after the register was created and deleted again, would otherwise create it twice."""
+matters: a late copy of a creation, arriving after the register was created and deleted again, would otherwise create it twice. Where
+there is no record, since it was never written or its tombstone was purged, the partition's last fence stands for the version."""
 
 MATCH = "match"
 """The register's value must have the expected digest."""
@@ -30,9 +31,12 @@ def digest_of(value: bytes) -> bytes:
     return blake3(value).digest(length=DIGEST_BYTES)
 
 
-def token_of(version: Version) -> bytes:
-    """What stands for a version in a condition."""
-    return f"{version.round}/{version.seq}/{version.proposer}".encode()
+def token_of(version: Version, fence: Ballot) -> bytes:
+    """What stands for a version in a condition. The ``fence`` under which it was seen counts only where there is no record."""
+    token = f"{version.round}/{version.seq}/{version.proposer}"
+    if version == NO_VERSION and fence != NO_BALLOT:
+        token += f"#{fence.round}/{fence.proposer}"
+    return token.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,12 @@ class Change:
     value: bytes | None = None
     expected: bytes = b""
 
-    def allows(self, current: Record) -> bool:
-        """Whether the condition holds. `SETTLE` never asks for a write."""
+    def allows(self, current: Record, fence: Ballot) -> bool:
+        """Whether the condition holds for a record seen under a ``fence``. `SETTLE` never asks for a write."""
         if self.mode == MATCH:
             return current.value is not None and digest_of(current.value) == self.expected
         if self.mode == ABSENT_ONLY:
-            return current.value is None and token_of(current.version) == self.expected
+            return current.value is None and token_of(current.version, fence) == self.expected
         return self.mode == ANY
 
     @property
@@ -62,6 +66,6 @@ def replacement(expected: bytes, value: bytes | None) -> Change:
     return Change(MATCH, value, digest_of(expected))
 
 
-def creation(absent_at: Version, value: bytes | None) -> Change:
-    """The change that creates a register that was seen to be absent at a version."""
-    return Change(ABSENT_ONLY, value, token_of(absent_at))
+def creation(absent_at: Version, fence: Ballot, value: bytes | None) -> Change:
+    """The change that creates a register that was seen to be absent at a version, under a fence."""
+    return Change(ABSENT_ONLY, value, token_of(absent_at, fence))

@@ -5,6 +5,9 @@ replica that never got their Accept: those that a majority of the group they com
 asked has seen them), and those whose ballot is not below what the replica has promised (the Accept itself could still arrive). Any
 other is left to be settled by the partition's leader: taking it over could make a value look decided that a later leader,
 having asked the very replicas that now hold it, knows nothing of (docs/decisions/layout-change.md).
+
+And nothing may be held that its source held before a purge and this replica has purged since: so what was read of the sources' fences
+goes with the records (`Origin`, docs/decisions/tombstones.md).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from cluster.register.ballot import Ballot
 from cluster.register.key import RegisterKey
 from cluster.register.quorum import majority
 from cluster.register.record import ABSENT, Record
@@ -24,6 +28,16 @@ class Copied(NamedTuple):
     key: RegisterKey
     record: Record
     decided: bool
+
+
+class Origin(NamedTuple):
+    """Under what the sources of copied records were read: the lowest and the highest of the fences that they had then, and the layout
+    epoch and the stores that the copying replica believed in before it asked."""
+
+    oldest_fence: Ballot
+    newest_fence: Ballot
+    epoch: int
+    stores: bytes
 
 
 class Merged(NamedTuple):

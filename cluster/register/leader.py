@@ -75,17 +75,21 @@ class Term:
     epoch: int
     stores: bytes
     rule: QuorumRule
+    fence: Ballot = NO_BALLOT
+    """The highest fence among the replicas whose promises began the term: every purge that was complete before it is in it, and
+    none can become complete while its accepts are still taken."""
     seq: int = 0
     closed: bool = False
 
 
 class Outcome(NamedTuple):
     """``applied``: the change was made and ``current`` is its value. Otherwise its condition failed on ``current``. The version
-    is that of ``current``."""
+    is that of ``current``, seen under this fence."""
 
     applied: bool
     current: bytes | None
     version: Version = NO_VERSION
+    fence: Ballot = NO_BALLOT
 
 
 @dataclass(slots=True)
@@ -95,10 +99,11 @@ class _Turn:
 
 
 class _Attempt(NamedTuple):
-    """An Accept whose fate is unknown: what it carried, and the record it was computed from."""
+    """An Accept whose fate is unknown: what it carried, the record it was computed from, and the fence of its term."""
 
     wrote: Record
     base: Record
+    fence: Ballot
 
 
 class _DeposedError(Exception):
@@ -189,19 +194,20 @@ class Leader:
         if attempt is not None:
             if _same(current, attempt.wrote, change):
                 version = await self._write(term, key, current, current.value, settles=True, attempt=attempt)
-                return Outcome(True, current.value, version)
-            if not _same(current, attempt.base, change):
+                return Outcome(True, current.value, version, term.fence)
+            purged = current.version == NO_VERSION and attempt.fence != term.fence
+            if purged or not _same(current, attempt.base, change):
                 raise _unknown(key)
             # The term's ballot shuts the earlier Accept out for good, and it was not taken: start afresh.
-        if change.allows(current):
+        if change.allows(current, term.fence):
             version = await self._write(term, key, current, change.value)
-            return Outcome(True, change.value, version)
+            return Outcome(True, change.value, version, term.fence)
         version = current.version
         if learned and not decided:
             version = await self._write(term, key, current, current.value, settles=True, attempt=attempt)
         elif not learned:
             await self._confirm(term, key, deadline)
-        return Outcome(change.mode == SETTLE, current.value, version)
+        return Outcome(change.mode == SETTLE, current.value, version, term.fence)
 
     async def _confirm(self, term: Term, key: RegisterKey, deadline: float) -> None:
         """Make sure that the term still had a quorum's promises after the update came in. What the answers hold does not matter:
@@ -259,7 +265,7 @@ class Leader:
             if not accepted:
                 term.closed = True
                 self._forget(term.partition, key)
-        raise _LostAcceptError(attempt if settles else _Attempt(record, base), newer)
+        raise _LostAcceptError(attempt if settles else _Attempt(record, base, term.fence), newer)
 
     async def _learn(self, term: Term, key: RegisterKey, deadline: float) -> tuple[Record, bool]:
         """The newest record that a quorum holds under this term's ballot, and whether a quorum holds that very version (so
@@ -308,10 +314,9 @@ class Leader:
                 f"this node is not a replica of partition {partition} and can't lead it", partition=partition
             )
         epoch = self._view.epoch
-        number = max(self._rounds.get(partition, 0), self._promised(partition).round) + 1
-        self._rounds[partition] = number
-        ballot = Ballot(number, self._proposer)
+        ballot = self.take_ballot(partition)
         tally, outbid, newer, reasons = Tally(rule), False, "", dict[str, str]()
+        fences: dict[str, Ballot] = {}
         request = Prepare(partition, ballot.round, ballot.proposer)
         async for name, answer in self._scatter.send(rule.members, request, deadline_s=self._wait(deadline)):
             if isinstance(answer, HoldfastError):
@@ -319,13 +324,15 @@ class Leader:
                 newer = newer or self._newer(name, answer)
                 tally.no(name)
             elif answer.message.ballot == ballot:
+                fences[name] = answer.message.fence
                 tally.yes(name, answer.message.stores)
             else:
                 outbid = True
                 self._note(partition, answer.message.ballot)
                 tally.no(name)
             if tally.agreed is not None and self._view.check(epoch):
-                term = Term(partition, ballot, epoch, tally.stores, rule)
+                fence = max(fences[name] for name in tally.agreed)
+                term = Term(partition, ballot, epoch, tally.stores, rule, fence)
                 self._terms[partition] = term
                 self.terms_begun += 1
                 return term
@@ -338,6 +345,13 @@ class Leader:
             why = ", ".join(f"{name}: {code}" for name, code in sorted(reasons.items()))
             raise _unavailable(partition, f"a quorum of {', '.join(rule.members)} is needed ({why})")
         raise _DeposedError(newer)
+
+    def take_ballot(self, partition: int) -> Ballot:
+        """A ballot that was never used, above all that this node knows of. A term that is led under a lower one is over."""
+        number = max(self._rounds.get(partition, 0), self._promised(partition).round) + 1
+        ballot = Ballot(number, self._proposer)
+        self._note(partition, ballot)
+        return ballot
 
     # Small state
 

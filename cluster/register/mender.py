@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cluster.errors import HoldfastError, NotReady, QuorumUnavailable, StaleLayout
 from cluster.register.acceptor import Acceptor
-from cluster.register.ballot import NO_BALLOT
-from cluster.register.copying import Copied
+from cluster.register.ballot import NO_BALLOT, Ballot
+from cluster.register.copying import Copied, Origin
 from cluster.register.key import RegisterKey
 from cluster.register.messages import Read, Value
 from cluster.register.quorum import QuorumRule
@@ -31,6 +32,13 @@ BATCH = 64
 
 AT_ONCE = 8
 """Registers asked about at a time: repair yields to users' requests."""
+
+
+class Decided(NamedTuple):
+    """A decided record, and the lowest fence among the replicas that hold it."""
+
+    copied: Copied
+    fence: Ballot
 
 
 class RegisterMender:
@@ -51,11 +59,11 @@ class RegisterMender:
             await self._mend_batch(partition, keys[start : start + BATCH])
 
     async def _mend_batch(self, partition: int, keys: Sequence[RegisterKey]) -> None:
-        epoch, rule = self._view.epoch, self._view.rule(partition)
+        epoch, rule, stores = self._view.epoch, self._view.rule(partition), self._view.stores(partition)
         self._require_voter(partition)
         gate = asyncio.Semaphore(AT_ONCE)
         failures: list[HoldfastError] = []
-        decided: list[Copied] = []
+        decided: list[Decided] = []
         unsettled: list[RegisterKey] = []
 
         async def one(key: RegisterKey) -> None:
@@ -79,15 +87,23 @@ class RegisterMender:
         if not self._view.check(epoch):
             raise StaleLayout("the layout changed while registers were mended", version=self._view.epoch)
         self._require_voter(partition)
-        self.taken_over += len(decided)
-        unsettled += await self._acceptor.import_records(partition, decided, NO_BALLOT)
+        # A replica that has not met the last fence here may have been asked before a purge: such a record is left to the leader.
+        fence = self._acceptor.state(partition).fence
+        unsettled += [found.copied.key for found in decided if not self._is_current(found, fence)]
+        taken = [found for found in decided if self._is_current(found, fence)]
+        if taken:
+            fences = [found.fence for found in taken]
+            origin = Origin(min(fences), max(fences), epoch, stores)
+            records = [found.copied for found in taken]
+            unsettled += await self._acceptor.import_records(partition, records, NO_BALLOT, origin)
+            self.taken_over += len(taken)
         for key in unsettled:
             await self._registers.settle(key, partition=partition)
             self.settled += 1
         if failures:
             raise failures[0]
 
-    async def _look(self, partition: int, key: RegisterKey, rule: QuorumRule) -> Copied | None:
+    async def _look(self, partition: int, key: RegisterKey, rule: QuorumRule) -> Decided | None:
         """The register as decided, or None when that has to be settled."""
         request = Read(partition, key.table, key.partition, key.sort)
         replies: dict[str, Value] = {}
@@ -102,7 +118,13 @@ class RegisterMender:
             raise QuorumUnavailable(f"registers of partition {partition} can't be mended now ({why})", retry_after_s=2)
         newest = max((reply.record for reply in replies.values()), key=lambda record: record.version)
         holders = [name for name, reply in replies.items() if reply.record.version == newest.version]
-        return Copied(key, newest, decided=True) if rule.satisfied(holders) else None
+        if not rule.satisfied(holders):
+            return None
+        return Decided(Copied(key, newest, decided=True), min(replies[name].fence for name in holders))
+
+    def _is_current(self, found: Decided, fence: Ballot) -> bool:
+        """Whether all who hold it had met this replica's fence when they were asked."""
+        return found.fence >= fence
 
     def _require_voter(self, partition: int) -> None:
         standing = self._acceptor.state(partition).standing

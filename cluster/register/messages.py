@@ -1,11 +1,12 @@
 """The register protocol's messages. A ballot travels as ``(round, proposer)``, a version as ``(round, proposer, seq)``, a key as
-its three parts. Ballots that come back are what is promised now: the request was granted when they equal its own."""
+its three parts. Ballots that come back are what is promised now: the request was granted when they equal its own. A ``fence`` is the
+ballot of the last purge that was fenced where the answer comes from (`cluster.register.purge`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.register.ballot import Ballot, Version
+from cluster.register.ballot import NO_BALLOT, Ballot, Version
 from cluster.register.key import RegisterKey
 from cluster.register.record import Record
 from cluster.rpc.message import Request, message
@@ -17,10 +18,16 @@ class Promise:
     round: int
     proposer: str
     stores: bytes
+    fence_round: int = NO_BALLOT.round
+    fence_proposer: str = NO_BALLOT.proposer
 
     @property
     def ballot(self) -> Ballot:
         return Ballot(self.round, self.proposer)
+
+    @property
+    def fence(self) -> Ballot:
+        return Ballot(self.fence_round, self.fence_proposer)
 
 
 @message("register.prepare", reply=Promise)
@@ -105,10 +112,16 @@ class Value:
     proposer: str
     seq: int
     value: bytes | None
+    fence_round: int = NO_BALLOT.round
+    fence_proposer: str = NO_BALLOT.proposer
 
     @property
     def record(self) -> Record:
         return Record(Version(self.round, self.proposer, self.seq), self.value)
+
+    @property
+    def fence(self) -> Ballot:
+        return Ballot(self.fence_round, self.fence_proposer)
 
 
 @message("register.read", reply=Value)
@@ -171,17 +184,23 @@ class Scan(Request[Scanned]):
 @message
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """The version is that of ``current``."""
+    """The version is that of ``current``, the fence what the leader's term began under."""
 
     applied: bool
     current: bytes | None
     round: int
     proposer: str
     seq: int
+    fence_round: int = NO_BALLOT.round
+    fence_proposer: str = NO_BALLOT.proposer
 
     @property
     def record(self) -> Record:
         return Record(Version(self.round, self.proposer, self.seq), self.current)
+
+    @property
+    def fence(self) -> Ballot:
+        return Ballot(self.fence_round, self.fence_proposer)
 
 
 @message("register.update", reply=Updated)
@@ -209,10 +228,16 @@ class Exported:
     promised_proposer: str
     entries: tuple[Entry, ...]
     more: bool
+    fence_round: int = NO_BALLOT.round
+    fence_proposer: str = NO_BALLOT.proposer
 
     @property
     def promised(self) -> Ballot:
         return Ballot(self.promised_round, self.promised_proposer)
+
+    @property
+    def fence(self) -> Ballot:
+        return Ballot(self.fence_round, self.fence_proposer)
 
 
 @message("register.export", reply=Exported)
@@ -227,3 +252,75 @@ class Export(Request[Exported]):
     partition_key: bytes
     sort_key: bytes
     limit: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A deleted register, and the version of its deletion."""
+
+    table: str
+    partition_key: bytes
+    sort_key: bytes
+    round: int
+    proposer: str
+    seq: int
+
+    @property
+    def key(self) -> RegisterKey:
+        return RegisterKey(self.table, self.partition_key, self.sort_key)
+
+    @property
+    def version(self) -> Version:
+        return Version(self.round, self.proposer, self.seq)
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """``held``: which of the tombstones the replica held, at exactly their versions, when it took the fence up; empty when it was not
+    granted."""
+
+    granted: bool
+    round: int
+    proposer: str
+    stores: bytes
+    held: tuple[bool, ...]
+
+    @property
+    def promised(self) -> Ballot:
+        return Ballot(self.round, self.proposer)
+
+
+@message("register.fence-purge", reply=Fenced)
+@dataclass(frozen=True, slots=True)
+class FencePurge(Request[Fenced]):
+    """Promise this new ballot, and make it the partition's fence, durably; say which of these tombstones are held then. Only a voter
+    answers, and only under exactly this epoch and these stores."""
+
+    partition: int
+    epoch: int
+    stores: bytes
+    round: int
+    proposer: str
+    tombstones: tuple[Tombstone, ...]
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class Purged:
+    count: int
+
+
+@message("register.purge", reply=Purged)
+@dataclass(frozen=True, slots=True)
+class Purge(Request[Purged]):
+    """Forget these tombstones, which all replicas held when they took up the fence of this ballot; one that is no longer exactly that
+    tombstone stays."""
+
+    partition: int
+    epoch: int
+    stores: bytes
+    round: int
+    proposer: str
+    tombstones: tuple[Tombstone, ...]

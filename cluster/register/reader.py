@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
 
 from cluster.errors import HoldfastError, QuorumUnavailable, StaleLayout
+from cluster.register.ballot import Ballot
 from cluster.register.key import RegisterKey
 from cluster.register.messages import Read, Scan
 from cluster.register.quorum import QuorumRule
@@ -31,7 +32,15 @@ SCAN_LIMIT = 512
 
 R = TypeVar("R")
 
-Settle = Callable[[int, RegisterKey], Awaitable[Record]]
+
+class Reading(NamedTuple):
+    """A decided record, and the highest fence among the replicas that told it."""
+
+    record: Record
+    fence: Ballot
+
+
+Settle = Callable[[int, RegisterKey], Awaitable[Reading]]
 
 
 class ScanPage(NamedTuple):
@@ -50,7 +59,7 @@ class Reader:
         self.reads = 0
         self.settled = 0
 
-    async def read(self, partition: int, key: RegisterKey) -> Record:
+    async def read(self, partition: int, key: RegisterKey) -> Reading:
         """The register's decided record. Raises QuorumUnavailable, StaleLayout (look at the layout again), NotReady."""
         rule = self._view.rule(partition)
         epoch = self._view.epoch
@@ -60,7 +69,7 @@ class Reader:
         holders = [name for name, record in records.items() if record.version == newest]
         if rule.satisfied(holders) and self._view.check(epoch):
             self.reads += 1
-            return records[holders[0]]
+            return Reading(records[holders[0]], max(message.fence for message in replies.values()))
         self.settled += 1
         return await self._settle(partition, key)
 
@@ -93,7 +102,7 @@ class Reader:
                 value = next(record.value for record in records.values() if record.version == newest)
             else:
                 self.settled += 1
-                value = (await self._settle(partition, RegisterKey(table, partition_key, sort_key))).value
+                value = (await self._settle(partition, RegisterKey(table, partition_key, sort_key))).record.value
             if value is not None:
                 entries.append((sort_key, value))
             if len(entries) == limit:

@@ -26,6 +26,8 @@ class CachedRecord:
     durable: Record
     pending: int = 0
     """Commits under way for this register."""
+    pins: int = 0
+    """Held by somebody who must see its changes; not evicted."""
     forgotten: bool = False
     """No longer in the cache: its partition was cleared."""
 
@@ -67,6 +69,14 @@ class RecordCache:
         entry.pending -= 1
         self._evict()
 
+    def pin(self, entry: CachedRecord) -> None:
+        """Keep an entry, just got without an await since, until `unpin`. It may still be forgotten."""
+        entry.pins += 1
+
+    def unpin(self, entry: CachedRecord) -> None:
+        entry.pins -= 1
+        self._evict()
+
     def forget_partitions(self, partitions: Collection[int]) -> None:
         """Drop everything of partitions whose registers are cleared; entries in the hands of a commit are let go too."""
         for name in [name for name in self._entries if name[0] in partitions]:
@@ -78,7 +88,7 @@ class RecordCache:
         skipped = 0
         while self._bytes > self._limit and skipped < len(self._entries):
             name, entry = self._entries.popitem(last=False)
-            if entry.pending or name == keep:
+            if entry.pending or entry.pins or name == keep:
                 self._entries[name] = entry
                 skipped += 1
             else:

@@ -23,11 +23,12 @@ from cluster.errors import (
     QuorumUnavailable,
     StaleLayout,
 )
+from cluster.register.ballot import NO_BALLOT, Version
 from cluster.register.change import ANY, SETTLE, Change, creation, replacement
 from cluster.register.key import RegisterKey
 from cluster.register.leader import Outcome
 from cluster.register.messages import Update
-from cluster.register.reader import Reader, ScanPage
+from cluster.register.reader import Reader, Reading, ScanPage
 from cluster.register.record import Record
 from cluster.register.scatter import Scatter
 from cluster.register.view import LayoutView
@@ -71,9 +72,9 @@ class Registers:
 
     async def read(self, key: RegisterKey, *, partition: int | None = None) -> bytes | None:
         """The register's value, linearizably; None when it does not exist. Raises QuorumUnavailable."""
-        return (await self._read(key, partition)).value
+        return (await self._read(key, partition)).record.value
 
-    async def _read(self, key: RegisterKey, partition: int | None) -> Record:
+    async def _read(self, key: RegisterKey, partition: int | None) -> Reading:
         deadline = self._clock.monotonic() + TOTAL_DEADLINE_S
         patience = self._clock.monotonic() + UNAVAILABLE_PATIENCE_S
         pause = PAUSE_S
@@ -108,14 +109,16 @@ class Registers:
         if expected is not None:
             return await self._update(key, replacement(expected, value), partition)
         deadline = self._clock.monotonic() + TOTAL_DEADLINE_S
+        record, fence = await self._read(key, partition)
         while True:
-            record = await self._read(key, partition)
             if record.value is not None or value is None:
-                return Outcome(record.value == value, record.value, record.version)
-            outcome = await self._update(key, creation(record.version, value), partition)
+                return Outcome(record.value == value, record.value, record.version, fence)
+            outcome = await self._update(key, creation(record.version, fence, value), partition)
             if outcome.applied or outcome.current is not None:
                 return outcome
-            # Still, or again, absent, at another version: somebody settled it, or created and deleted it.
+            # Still, or again, absent, at another version or fence: somebody settled it, created and deleted it, or purges. The
+            # leader has just told what it is, as good as another read; other replicas may have met another fence.
+            record, fence = Record(outcome.version, None), outcome.fence
             if self._clock.monotonic() >= deadline:
                 raise QuorumUnavailable("the register kept changing while it was to be created", retry_after_s=2)
 
@@ -127,9 +130,14 @@ class Registers:
         """Have the partition's leader decide what the register holds. Raises QuorumUnavailable."""
         await self._settle(partition, key)
 
-    async def _settle(self, partition: int, key: RegisterKey) -> Record:
+    async def delete_again(self, key: RegisterKey, version: Version, *, partition: int) -> None:
+        """Write the tombstone of this version anew, so that replicas that lack it get it; nothing when the register is no longer that
+        tombstone. Settling would not do: what a quorum holds is settled. Raises QuorumUnavailable, OutcomeUnknown."""
+        await self._update(key, creation(version, NO_BALLOT, None), partition)
+
+    async def _settle(self, partition: int, key: RegisterKey) -> Reading:
         outcome = await self._update(key, Change(SETTLE), partition)
-        return Record(outcome.version, outcome.current)
+        return Reading(Record(outcome.version, outcome.current), outcome.fence)
 
     def _partition(self, key: RegisterKey, partition: int | None) -> int:
         return self._view.partition_of(key.partition) if partition is None else partition
@@ -186,7 +194,8 @@ class Registers:
                 if change.mode != SETTLE:
                     doubt.cause = error
             else:
-                return Outcome(reply.message.applied, reply.message.current, reply.message.record.version)
+                message = reply.message
+                return Outcome(message.applied, message.current, message.record.version, message.fence)
         assert failure is not None
         return failure
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cluster.errors import Invalid, StaleLayout
 from cluster.register.acceptor import Acceptor
-from cluster.register.ballot import Ballot
+from cluster.register.ballot import Ballot, Version
 from cluster.register.change import Change
 from cluster.register.key import RegisterKey
 from cluster.register.leader import Leader
@@ -17,18 +17,23 @@ from cluster.register.messages import (
     Entry,
     Export,
     Exported,
+    Fenced,
+    FencePurge,
     Learn,
     Learned,
     Prepare,
     Promise,
+    Purge,
+    Purged,
     Read,
     Scan,
     Scanned,
+    Tombstone,
     Update,
     Updated,
     Value,
 )
-from cluster.register.record import VALUE_LIMIT, Record
+from cluster.register.record import VALUE_LIMIT
 from cluster.register.store import Page
 from cluster.register.view import LayoutView
 from cluster.rpc.service import Handlers, IncomingCall
@@ -57,12 +62,15 @@ class RegisterService:
         handlers.register(Scan, self.scan)
         handlers.register(Update, self.update)
         handlers.register(Export, self.export)
+        handlers.register(FencePurge, self.fence_purge)
+        handlers.register(Purge, self.purge)
 
     async def prepare(self, request: Prepare, call: IncomingCall) -> Promise:
         epoch = await self._agree(call)
         ballot = Ballot(request.round, request.proposer)
         promised = await self._acceptor.prepare(request.partition, ballot, epoch)
-        return Promise(promised.round, promised.proposer, self._view.stores(request.partition))
+        fence = self._acceptor.fence(request.partition)
+        return Promise(*promised, self._view.stores(request.partition), *fence)
 
     async def learn(self, request: Learn, call: IncomingCall) -> Learned:
         epoch = await self._agree(call)
@@ -83,8 +91,7 @@ class RegisterService:
         if request.value is not None and len(request.value) > VALUE_LIMIT:
             raise Invalid(f"a register holds at most {VALUE_LIMIT} bytes")
         epoch = await self._agree(call)
-        if request.epoch != epoch:
-            raise StaleLayout("an accept of an earlier layout epoch", version=epoch)
+        _same_epoch(request.epoch, epoch)
         promised = await self._acceptor.accept(request.partition, request.key, request.record, epoch, request.stores)
         return Promise(promised.round, promised.proposer, self._view.stores(request.partition))
 
@@ -94,7 +101,8 @@ class RegisterService:
         record = self._acceptor.read_cached(request.partition, key, epoch)
         if record is None:
             record = await self._acceptor.read(request.partition, key, epoch)
-        return _value(record)
+        # The fence of the same moment as the record: no await in between.
+        return Value(*record.version, record.value, *self._acceptor.fence(request.partition))
 
     async def scan(self, request: Scan, call: IncomingCall) -> Scanned:
         epoch = await self._agree(call)
@@ -116,14 +124,30 @@ class RegisterService:
         await self._agree(call)
         change = Change(request.mode, request.value, request.expected)
         outcome = await self._leader.update(request.partition, request.key, change, call.deadline - ANSWER_TIME_S)
-        return Updated(outcome.applied, outcome.current, *outcome.version)
+        return Updated(outcome.applied, outcome.current, *outcome.version, *outcome.fence)
 
     async def export(self, request: Export, call: IncomingCall) -> Exported:
         epoch = await self._agree(call)
         after = RegisterKey(request.table, request.partition_key, request.sort_key) if request.started else None
-        promised, page = await self._acceptor.export(request.partition, after, _limit(request.limit), epoch)
+        promised, fence, page = await self._acceptor.export(request.partition, after, _limit(request.limit), epoch)
         entries, more = _bounded(page, keys=True)
-        return Exported(promised.round, promised.proposer, entries, more)
+        return Exported(*promised, entries, more, *fence)
+
+    async def fence_purge(self, request: FencePurge, call: IncomingCall) -> Fenced:
+        epoch = await self._agree(call)
+        _same_epoch(request.epoch, epoch)
+        ballot = Ballot(request.round, request.proposer)
+        promised, held = await self._acceptor.fence_purge(
+            request.partition, ballot, _named(request.tombstones), epoch, request.stores
+        )
+        return Fenced(held is not None, *promised, self._view.stores(request.partition), held or ())
+
+    async def purge(self, request: Purge, call: IncomingCall) -> Purged:
+        epoch = await self._agree(call)
+        _same_epoch(request.epoch, epoch)
+        fence = Ballot(request.round, request.proposer)
+        count = await self._acceptor.purge(request.partition, fence, _named(request.tombstones), epoch, request.stores)
+        return Purged(count)
 
     async def _agree(self, call: IncomingCall) -> int:
         epoch = call.layout_version
@@ -138,9 +162,15 @@ def _limit(asked: int) -> int:
     return min(asked, PAGE_LIMIT)
 
 
-def _value(record: Record) -> Value:
-    version = record.version
-    return Value(version.round, version.proposer, version.seq, record.value)
+def _same_epoch(asked: int, epoch: int) -> None:
+    if asked != epoch:
+        raise StaleLayout("a request of an earlier layout epoch", version=epoch)
+
+
+def _named(tombstones: tuple[Tombstone, ...]) -> list[tuple[RegisterKey, Version]]:
+    if len(tombstones) > PAGE_LIMIT:
+        raise Invalid(f"at most {PAGE_LIMIT} tombstones are purged at once")
+    return [(tombstone.key, tombstone.version) for tombstone in tombstones]
 
 
 def _bounded(page: Page, *, keys: bool) -> tuple[tuple[Entry, ...], bool]:

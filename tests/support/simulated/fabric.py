@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cluster.errors import HoldfastError, PeerLost, PeerUnavailable, error_from_wire, error_to_wire
-from cluster.register.messages import Accept, Learn, Prepare, Read, Scan
+from cluster.register.messages import Accept, FencePurge, Learn, Prepare, Purge, Read, Scan
 from cluster.rpc.caller import Reply
 from cluster.rpc.codec import codec_of
 from cluster.rpc.message import Payload, Request
@@ -23,7 +23,7 @@ from cluster.rpc.service import Handlers, IncomingCall
 
 R = TypeVar("R")
 
-REPEATABLE = (Prepare, Learn, Accept, Read, Scan)
+REPEATABLE = (Prepare, Learn, Accept, Read, Scan, FencePurge, Purge)
 LONGEST_DELAY_S = 6.0
 
 

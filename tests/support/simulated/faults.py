@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from cluster.errors import OutcomeUnknown
 from cluster.register.acceptor import Acceptor
-from cluster.register.ballot import NO_BALLOT, Ballot, Version
+from cluster.register.ballot import NO_BALLOT, NO_VERSION, Ballot, Version
 from cluster.register.change import ABSENT_ONLY, Change, token_of
-from cluster.register.copying import Copied
+from cluster.register.copying import Copied, Origin
 from cluster.register.key import RegisterKey
 from cluster.register.leader import Leader, Outcome, Term, _Attempt
+from cluster.register.mender import Decided, RegisterMender
+from cluster.register.purge import Purger
 from cluster.register.quorum import QuorumRule
 from cluster.register.record import Record
 from cluster.register.record_cache import CachedRecord, RecordCache
-from cluster.register.store import LEARNER, VOTER, PartitionRecord
+from cluster.register.store import LEARNER, VOTER, PartitionRecord, PartitionWrite
 from cluster.register.view import LayoutView
 from tests.support.simulated.node import Life, Parts
 
@@ -27,14 +29,16 @@ class ForgetfulAcceptor(Acceptor):
     async def open(self) -> None:
         await super().open()
         for partition, state in self._partitions.items():
-            self._partitions[partition] = PartitionRecord(NO_BALLOT, state.standing, state.tenure)
+            self._partitions[partition] = dataclasses.replace(state, promised=NO_BALLOT, fence=NO_BALLOT)
 
 
 class HastyAcceptor(Acceptor):
     """Answers before its promises are durable."""
 
-    async def _raise(self, partition: int, state: PartitionRecord, ballot: Ballot) -> None:
-        self._store.commit([self._promise(partition, state, ballot)])
+    async def _raise(self, partition: int, raised: PartitionRecord) -> None:
+        self._partitions[partition] = raised
+        self._fences[partition] = raised.fence
+        self._store.commit([PartitionWrite(partition, raised)])
 
 
 class EagerLearner(Acceptor):
@@ -43,7 +47,7 @@ class EagerLearner(Acceptor):
     def _voting(self, partition: int, epoch: int, *, vote: bool = False) -> PartitionRecord:
         state = self._partitions.get(partition)
         if state is not None and state.standing == LEARNER:
-            self._partitions[partition] = PartitionRecord(state.promised, VOTER, state.tenure)
+            self._partitions[partition] = dataclasses.replace(state, standing=VOTER)
         return super()._voting(partition, epoch, vote=vote)
 
 
@@ -57,16 +61,34 @@ class StoreBlindAcceptor(Acceptor):
 class CredulousCopier(Acceptor):
     """Takes over whatever it is given, below its own promise too."""
 
-    async def import_records(self, partition: int, records: Sequence[Copied], promised: Ballot) -> list[RegisterKey]:
+    async def import_records(
+        self, partition: int, records: Sequence[Copied], promised: Ballot, origin: Origin
+    ) -> list[RegisterKey]:
         believed = [Copied(key, record, decided=True) for key, record, _ in records]
-        return await super().import_records(partition, believed, promised)
+        return await super().import_records(partition, believed, promised, origin)
 
 
 class EmptyHandedCopier(Acceptor):
     """Calls itself a full replica without having copied anything."""
 
-    async def import_records(self, partition: int, records: Sequence[Copied], promised: Ballot) -> list[RegisterKey]:
+    async def import_records(
+        self, partition: int, records: Sequence[Copied], promised: Ballot, origin: Origin
+    ) -> list[RegisterKey]:
         return []
+
+
+class UnfencedImport(Acceptor):
+    """Takes over what was read before a purge."""
+
+    def _check_origin(self, partition: int, state: PartitionRecord, origin: Origin) -> None:
+        """Anything goes."""
+
+
+class UnpromisedFence(Acceptor):
+    """Counts the purge, and goes on accepting under older ballots."""
+
+    def _fenced(self, state: PartitionRecord, ballot: Ballot) -> PartitionRecord:
+        return dataclasses.replace(state, fence=ballot)
 
 
 class ObedientAcceptor(Acceptor):
@@ -75,7 +97,7 @@ class ObedientAcceptor(Acceptor):
     async def accept(self, partition: int, key: RegisterKey, record: Record, epoch: int, stores: bytes) -> Ballot:
         state = self._partitions[partition]
         lowered = min(state.promised, record.version.ballot)
-        self._partitions[partition] = PartitionRecord(lowered, state.standing, state.tenure)
+        self._partitions[partition] = dataclasses.replace(state, promised=lowered)
         return await super().accept(partition, key, record, epoch, stores)
 
 
@@ -147,8 +169,26 @@ class UnfencedCreation(Leader):
     ) -> Outcome:
         if change.mode == ABSENT_ONLY and attempt is None:
             record = self._recall(term, key) or (await self._learn(term, key, deadline))[0]
-            change = dataclasses.replace(change, expected=token_of(record.version))
+            change = dataclasses.replace(change, expected=token_of(record.version, term.fence))
         return await super()._try(term, key, change, attempt, deadline)
+
+
+class UncountedAbsence(Leader):
+    """Takes one absence without a record for another, whatever was purged in between."""
+
+    async def _try(
+        self, term: Term, key: RegisterKey, change: Change, attempt: _Attempt | None, deadline: float
+    ) -> Outcome:
+        if change.mode == ABSENT_ONLY and change.expected.startswith(token_of(NO_VERSION, NO_BALLOT)):
+            change = dataclasses.replace(change, expected=token_of(NO_VERSION, term.fence))
+        return await super()._try(term, key, change, attempt, deadline)
+
+
+class QuorumPurger(Purger):
+    """Purges what a quorum of the replicas holds."""
+
+    def _enough(self, rule: QuorumRule, names: Collection[str]) -> bool:
+        return rule.satisfied(names)
 
 
 class HalfRuleLeader(Leader):
@@ -179,6 +219,17 @@ def _read_from_one(life: Life) -> None:
     life.registers._reader._view = cast("LayoutView", _HalfView(life.view, life.machine.name))
 
 
+class _LaxMender(RegisterMender):
+    """Believes that whatever a quorum held when it was asked may be taken over."""
+
+    def _is_current(self, found: Decided, fence: Ballot) -> bool:
+        return True
+
+
+def _lax_mender(life: Life) -> None:
+    life.mender = _LaxMender(life.scatter, life.view, life.acceptor, life.registers)
+
+
 def _unpinned(life: Life) -> None:
     life.acceptor._cache = _UnpinnedCache(900)
 
@@ -199,4 +250,8 @@ FAULTS: dict[str, Parts] = {
     "acceptor ignores which stores it votes with": Parts(acceptor=StoreBlindAcceptor),
     "copier takes over undecided records": Parts(acceptor=CredulousCopier),
     "copier copies nothing": Parts(acceptor=EmptyHandedCopier),
+    "purge with a quorum": Parts(purger=QuorumPurger),
+    "purge without a promise": Parts(acceptor=UnpromisedFence),
+    "absences are all the same": Parts(leader=UncountedAbsence),
+    "import across a purge": Parts(acceptor=UnfencedImport, rig=_lax_mender),
 }

@@ -198,3 +198,7 @@ def held_tombstones(disk: DiskContent, partition: int, after: RegisterKey | None
         if held[key].value is None and (after is None or key > after)
     ]
     return found[:limit]
+
+
+def tombstones_of(disk: DiskContent) -> int:
+    return sum(record.value is None for held in disk.registers.values() for record in held.values())

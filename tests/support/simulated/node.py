@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 
 from cluster.errors import HoldfastError, QuorumUnavailable, StaleLayout
 from cluster.register.acceptor import Acceptor
-from cluster.register.ballot import NO_BALLOT, proposer_name
-from cluster.register.copying import merge_pages
+from cluster.register.ballot import NO_BALLOT, Ballot, proposer_name
+from cluster.register.copying import Origin, merge_pages
 from cluster.register.key import RegisterKey
 from cluster.register.leader import Leader
+from cluster.register.mender import RegisterMender
 from cluster.register.messages import Export
+from cluster.register.purge import Purger
 from cluster.register.quorum import majority
+from cluster.register.record import ABSENT
 from cluster.register.record_cache import RecordCache
 from cluster.register.registers import Registers
 from cluster.register.scatter import Scatter
@@ -28,6 +31,9 @@ from cluster.register.store import AWAY, FRESH, LEARNER, VOTER, MetaWrite, Page,
 from tests.support.simulated.fabric import Fabric, Process
 from tests.support.simulated.layouts import PARTITIONS, Announce, Script, ScriptedView
 from tests.support.simulated.memory_store import DiskContent, MemoryRegisterStore
+
+PURGE_INTERVAL_S = 0.03
+"""So that a register is deleted, purged and created again many times in a run."""
 
 COPY_PAGE = 3
 """Small, so that copies and listings go over many pages."""
@@ -39,6 +45,7 @@ class Parts:
 
     acceptor: type[Acceptor] = Acceptor
     leader: type[Leader] = Leader
+    purger: type[Purger] = Purger
     rig: Callable[[Life], None] = field(default=lambda life: None)
 
 
@@ -73,9 +80,23 @@ class Life:
         )
         RegisterService(self.acceptor, self.leader, self.view).register(self.process.handlers)
         self.registers = Registers(name, self.process, self.scatter, self.view, self.process, rng)
+        self.mender = RegisterMender(self.scatter, self.view, self.acceptor, self.registers)
+        self.purger = machine.parts.purger(
+            name,
+            self.store,
+            self.leader,
+            self.scatter,
+            self.view,
+            self.registers,
+            self.process,
+            rng,
+            grace_s=0.0,
+            interval_s=PURGE_INTERVAL_S,
+        )
         self.copied_in = 0
         """The epoch in which this life has last seen everything copied."""
         self._told: set[str] = set()
+        self._background: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         await self.acceptor.open()
@@ -85,6 +106,13 @@ class Life:
         await asyncio.sleep(0)
         self.process.spawn(self._announce_always())
         self.process.spawn(self._copy_always())
+        if self.machine.purging:
+            self._background = [self.process.spawn(self.purger.run()), self.process.spawn(self._mend_always())]
+
+    def end_background(self) -> None:
+        """No more purging and mending."""
+        for task in self._background:
+            task.cancel()
 
     def idle(self) -> None:
         """Nothing may be left in hand when nobody wants anything."""
@@ -103,7 +131,8 @@ class Life:
             assert entry.newest == entry.durable
             held = self.machine.disk.registers.get(partition, {}).get(key)
             assert held is None or held == entry.newest, (partition, key, held, entry)
-            assert held is not None or entry.newest.value is None
+            assert held is not None or entry.newest == ABSENT
+            assert entry.pins == 0
         for partition, state in self.acceptor.standings().items():
             assert self.machine.disk.partitions[partition] == state
             for record in self.machine.disk.registers.get(partition, {}).values():
@@ -126,6 +155,18 @@ class Life:
         self.view.note_store(name, reply.message.store)
         self._told.add(name)
         return True
+
+    # Mending, for no reason: what is compared and found to differ may be anything
+
+    async def _mend_always(self) -> None:
+        rng = self.machine.rng
+        while True:
+            await asyncio.sleep(rng.expovariate(8))
+            partition = rng.randrange(PARTITIONS)
+            held = await self.store.versions(partition, 0, [0])
+            if held:
+                with suppress(HoldfastError):
+                    await self.mender.mend(partition, [rng.choice(held).key, *(h.key for h in held[:2])])
 
     # Copying
 
@@ -166,6 +207,7 @@ class Life:
             raise QuorumUnavailable("too few to copy from")
         after: RegisterKey | None = None
         while True:
+            stores, fences = self.view.stores(partition), list[Ballot]()
             pages: dict[str, Page] = {}
             promised = NO_BALLOT
             for source in sources:
@@ -174,8 +216,10 @@ class Life:
                 exported = (await self.process.call(source, request, deadline_s=1.0)).message
                 pages[source] = Page([(entry.key, entry.record) for entry in exported.entries], exported.more)
                 promised = max(promised, exported.promised)
+                fences.append(exported.fence)
             merged = merge_pages(pages, group)
-            for key in await self.acceptor.import_records(partition, merged.records, promised):
+            origin = Origin(min(fences), max(fences), epoch, stores)
+            for key in await self.acceptor.import_records(partition, merged.records, promised, origin):
                 await self.registers.settle(key, partition=partition)
             after = merged.resume
             if after is None:
@@ -203,6 +247,8 @@ class Machine:
         self.boot = 0
         self.sync_s = 0.001
         self.life: Life | None = None
+        self.purging = False
+        """Whether its lives purge tombstones and mend registers."""
         self._suspected = False
         self.peers: dict[str, Machine] = {}
         if name in script.last.current:

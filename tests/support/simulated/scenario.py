@@ -15,6 +15,7 @@ from tests.support.simulated.fabric import Fabric, Weather
 from tests.support.simulated.layouts import Script
 from tests.support.simulated.linearizability import CAS, NEVER, PUT, READ, Operation, is_linearizable
 from tests.support.simulated.loop import run_virtual
+from tests.support.simulated.memory_store import tombstones_of
 from tests.support.simulated.node import Life, Machine, Parts
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")
@@ -36,6 +37,8 @@ class Plan:
     trouble: tuple[str, ...] = ("crash", "cut", "freeze", "slow")
     weather: Weather = field(default_factory=lambda: Weather(loss=0.01, late=0.02, duplicate=0.03))
     keys: int = len(SORT_KEYS)
+    purging: bool = False
+    """Whether the nodes purge tombstones and mend registers, and the clients delete and create more than usual."""
     two_at_once: bool = False
     """Whether more than a minority may be in trouble at a time."""
 
@@ -75,6 +78,7 @@ class _Simulation:
         }
         for machine in self.machines.values():
             machine.peers = self.machines
+            machine.purging = plan.purging
         self.keys = [RegisterKey(TABLE, p, s) for p in PARTITION_KEYS for s in SORT_KEYS[: plan.keys]]
         self.histories: dict[RegisterKey, list[Operation]] = {key: [] for key in self.keys}
         self.counts: dict[str, int] = {}
@@ -128,8 +132,14 @@ class _Simulation:
                 for key, kind in wanted:
                     while not await self._act(life, key, kind, "calm"):
                         pass
+        while self.plan.purging and any(tombstones_of(machine.disk) for machine in self.machines.values()):
+            assert loop.time() < limit, "tombstones are left long after all trouble was over"
+            await asyncio.sleep(0.1)
+        for life in lives:
+            life.end_background()
         await asyncio.sleep(8.0)
         for life in lives:
+            self.counts["purged"] = self.counts.get("purged", 0) + life.purger.purged
             life.idle()
 
     def _unwell(self, machine: Machine) -> bool:
@@ -149,7 +159,8 @@ class _Simulation:
                 continue
             life = rng.choice(lives)
             key = rng.choice(self.keys)
-            kind = rng.choices(["read", "put", "cas", "blind", "delete", "scan"], [35, 12, 33, 6, 8, 6])[0]
+            weights = [25, 3, 15, 25, 28, 4] if self.plan.purging else [35, 12, 33, 6, 8, 6]
+            kind = rng.choices(["read", "put", "cas", "blind", "delete", "scan"], weights)[0]
             await self._act(life, key, kind, f"client {number}", give_up=rng.random() < 0.04, rng=rng)
 
     async def _act(

@@ -11,9 +11,9 @@ import pytest
 from cluster.errors import Busy, Conflict, Corrupt, HoldfastError, NotReady, StaleLayout
 from cluster.merkle.digest_tree import DigestTree
 from cluster.register import acceptor as acceptor_module
-from cluster.register.acceptor import Acceptor
-from cluster.register.ballot import Ballot, Version
-from cluster.register.copying import Copied
+from cluster.register.acceptor import Acceptor, ExportPage
+from cluster.register.ballot import NO_BALLOT, Ballot, Version
+from cluster.register.copying import Copied, Origin
 from cluster.register.key import RegisterKey
 from cluster.register.quorum import QuorumRule
 from cluster.register.record import ABSENT, Record
@@ -26,6 +26,7 @@ KEY = RegisterKey("t", b"p", b"k")
 OTHER = RegisterKey("t", b"p", b"other")
 LOW, HIGH = Ballot(1, "x"), Ballot(2, "y")
 STORES = b"stores"
+ORIGIN = Origin(NO_BALLOT, NO_BALLOT, 1, STORES)
 
 
 class SlowStore:
@@ -254,7 +255,7 @@ async def test_what_was_decided_before_an_export_is_in_it() -> None:
     exporting = await started(acceptor.export(0, None, 10, 1))
     assert not exporting.done()
     bench.store.sync()
-    assert await exporting == (LOW, Page([(KEY, record(LOW, 1, b"v"))], False))
+    assert await exporting == ExportPage(LOW, NO_BALLOT, Page([(KEY, record(LOW, 1, b"v"))], False))
     await accepting
 
 
@@ -276,7 +277,7 @@ async def test_undecided_records_below_the_promise_are_not_taken_over() -> None:
     bench = Bench(LEARNER)
     acceptor = await bench.open()
     copied = [Copied(KEY, record(LOW, 1, b"v"), decided=False), Copied(OTHER, record(LOW, 2, b"w"), decided=True)]
-    assert await bench.settled(acceptor.import_records(0, copied, HIGH)) == [KEY]
+    assert await bench.settled(acceptor.import_records(0, copied, HIGH, ORIGIN)) == [KEY]
     assert acceptor.promised(0) == HIGH
     assert bench.disk.registers[0] == {OTHER: record(LOW, 2, b"w")}
     assert bench.disk.partitions[0].promised == HIGH
@@ -286,12 +287,15 @@ async def test_undecided_records_at_or_above_the_promise_are() -> None:
     bench = Bench(FRESH)
     acceptor = await bench.open()
     assert (
-        await bench.settled(acceptor.import_records(0, [Copied(KEY, record(HIGH, 1, b"v"), decided=False)], LOW)) == []
+        await bench.settled(
+            acceptor.import_records(0, [Copied(KEY, record(HIGH, 1, b"v"), decided=False)], LOW, ORIGIN)
+        )
+        == []
     )
     assert acceptor.promised(0) == HIGH
     assert (await acceptor.read(0, KEY, 1)).value == b"v"
     older = [Copied(KEY, record(LOW, 9, b"old"), decided=True)]
-    assert await bench.settled(acceptor.import_records(0, older, LOW)) == []
+    assert await bench.settled(acceptor.import_records(0, older, LOW, ORIGIN)) == []
     assert (await acceptor.read(0, KEY, 1)).value == b"v"
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.register.ballot import NO_VERSION, Version
+from cluster.register.ballot import NO_BALLOT, NO_VERSION, Ballot, Version
 from cluster.register.change import ANY, SETTLE, Change, creation, replacement
 from cluster.register.copying import merge_pages
 from cluster.register.key import RegisterKey
@@ -91,18 +91,24 @@ records = st.builds(Record, versions, values)
 
 @given(records, st.binary(max_size=3), values)
 def test_a_replacement_wants_exactly_the_value(now: Record, expected: bytes, value: bytes | None) -> None:
-    assert replacement(expected, value).allows(now) == (now.value == expected)
+    assert replacement(expected, value).allows(now, NO_BALLOT) == (now.value == expected)
 
 
-@given(records, versions, values)
-def test_a_creation_wants_the_very_absence_that_was_seen(now: Record, seen: Version, value: bytes | None) -> None:
-    assert creation(seen, value).allows(now) == (now.value is None and now.version == seen)
+fences = st.sampled_from([NO_BALLOT, Ballot(1, "x"), Ballot(1, "y")])
+
+
+@given(records, fences, versions, fences, values)
+def test_a_creation_wants_the_very_absence_that_was_seen(
+    now: Record, fence_now: Ballot, seen: Version, fence: Ballot, value: bytes | None
+) -> None:
+    same = now.value is None and now.version == seen and (seen != NO_VERSION or fence == fence_now)
+    assert creation(seen, fence, value).allows(now, fence_now) == same
 
 
 @given(records)
 def test_the_other_changes(now: Record) -> None:
-    assert Change(ANY, b"new").allows(now)
-    assert not Change(SETTLE).allows(now)
+    assert Change(ANY, b"new").allows(now, NO_BALLOT)
+    assert not Change(SETTLE).allows(now, NO_BALLOT)
 
 
 keys = st.builds(RegisterKey, st.sampled_from(["t", "u"]), st.sampled_from([b"p", b"q"]), st.binary(max_size=1))

@@ -30,6 +30,19 @@ PLANS = {
     "layouts that shrink": Plan(
         3, 3, clients=8, keys=2, trouble=("layout", "cut", "crash"), weather=Weather(loss=0.1, late=0.2, duplicate=0.1)
     ),
+    "purges": Plan(keys=2, purging=True),
+    "purges in a storm": Plan(clients=8, seconds=6, keys=1, purging=True, trouble=("freeze", "slow"), weather=STORM),
+    "purges and amnesia": Plan(keys=2, purging=True, trouble=("wipe", "cut", "crash", "slow")),
+    "purges of five": Plan(5, 5, keys=2, purging=True, trouble=("wipe", "wipe", "cut", "crash", "slow", "freeze")),
+    "purges and layouts": Plan(3, 5, keys=2, purging=True, trouble=("layout", "crash", "cut", "slow", "freeze")),
+    "purges and everything": Plan(
+        3,
+        6,
+        keys=2,
+        purging=True,
+        trouble=("layout", "wipe", "crash", "cut", "slow", "freeze"),
+        weather=Weather(loss=0.02, late=0.1, duplicate=0.1),
+    ),
     "everything": Plan(3, 6, trouble=("layout", "wipe", "crash", "cut", "slow", "freeze")),
 }
 SEEDS = int(os.environ.get("HOLDFAST_SEEDS", "4"))
@@ -63,6 +76,10 @@ CAUGHT = [
     ("leader uses half of a joint rule", "layouts", 0),  # 4 of 4
     ("learner votes", "amnesia", 7),  # 4 of 36
     ("copier copies nothing", "layouts", 0),  # 4 of 10
+    ("purge with a quorum", "purges and amnesia", 4),  # 3 of 10
+    ("purge without a promise", "purges in a storm", 3),  # 2 of 10, one by an invariant
+    ("absences are all the same", "purges in a storm", 2),  # 1 of 10
+    ("import across a purge", "purges and amnesia", 1),  # 4 of 10
 ]
 LOOK_ON = 60
 
