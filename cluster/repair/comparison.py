@@ -228,11 +228,11 @@ def _reference_differences(
     mine: Mapping[bytes, ListedChunk], theirs: Mapping[bytes, ListedChunk]
 ) -> list[ReferenceDifference]:
     found: list[ReferenceDifference] = []
-    for chunk in mine.keys() | theirs.keys():
+    for chunk in sorted(mine.keys() | theirs.keys()):
         here = {(r.referrer, r.replicas) for r in mine[chunk].references} if chunk in mine else set()
         there = {(r.referrer, r.replicas) for r in theirs[chunk].references} if chunk in theirs else set()
-        found += [ReferenceDifference(chunk, referrer, mine=True) for referrer, _ in here - there]
-        found += [ReferenceDifference(chunk, referrer, mine=False) for referrer, _ in there - here]
+        found += [ReferenceDifference(chunk, referrer, mine=True) for referrer, _ in sorted(here - there)]
+        found += [ReferenceDifference(chunk, referrer, mine=False) for referrer, _ in sorted(there - here)]
     return found
 
 
