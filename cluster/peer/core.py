@@ -213,6 +213,7 @@ class PeerCore:
             rng,
             doors.offload,
             self.repair.budget,
+            self.volumes.judge,
         )
         self.tidier = Tidier(me, self.rpc, doors.chunks, self.installed, self.volumes.judge, self.repair.budget, clock)
         self.repair.refilling = lambda: self.copier.queue_length

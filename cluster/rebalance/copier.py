@@ -7,7 +7,8 @@ quorum which once counted its vote has a member among them, their highest promis
 it fetches the chunks it lacks.
 
 Invariants: a partition's standing becomes VOTER only after all that was copied is durable, and only in the epoch that the copying
-began in; sources answer only under that epoch, after which no earlier write can reach them any more. Owns the progress.
+began in; sources answer only under that epoch, after which no earlier write can reach them any more. References of retired roots are
+left where they are: they are about to be dropped by their reclaimer, which may have told this node already. Owns the progress.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from cluster.chunks.messages import ListChunks, ListedChunk
 from cluster.chunks.store import ChunkStore, Reference
@@ -35,6 +37,7 @@ from cluster.register.store import FRESH, LEARNER, VOTER, MetaWrite, Page, Parti
 from cluster.register.view import META_PARTITION
 from cluster.repair.budget import RepairBudget
 from cluster.repair.chunk_mender import fetch_chunk
+from cluster.repair.judge import Judge, Verdict
 from cluster.rpc.caller import Caller
 from cluster.rpc.service import Handlers, IncomingCall
 
@@ -77,6 +80,7 @@ class Copier:
         rng: random.Random,
         offload: Offload,
         budget: RepairBudget,
+        judge: Judge,
     ) -> None:
         self._me = me
         self._caller = caller
@@ -90,6 +94,7 @@ class Copier:
         self._rng = rng
         self._offload = offload
         self._budget = budget
+        self._judge = judge
         self._changed = asyncio.Event()
         self._epoch = 0
         self._due: set[int] = set()
@@ -305,7 +310,7 @@ class Copier:
         while more:
             reply = await self._caller.call(name, ListChunks(partition, after, PAGE), deadline_s=CALL_DEADLINE_S)
             page, more = reply.message.chunks, reply.message.more
-            mine = [listed for listed in page if self._is_due(listed, partition, state)]
+            mine = await self._wanted([listed for listed in page if self._is_due(listed, partition, state)])
             held = await self._chunks.holds([listed.chunk for listed in mine])
             async with asyncio.TaskGroup() as group:
                 failures: list[HoldfastError] = []
@@ -316,6 +321,17 @@ class Copier:
             if mine:
                 await self._drop_what_is_gone(name, partition, after, mine)
             after = page[-1].chunk if page else b""
+
+    async def _wanted(self, page: Sequence[ListedChunk]) -> list[ListedChunk]:
+        """The chunks with the references that are to be copied. What can't be judged now is copied."""
+        pairs = [(listed.chunk, reference.referrer) for listed in page for reference in listed.references]
+        verdicts = iter(await self._judge.judge_each(pairs) if pairs else [])
+        wanted: list[ListedChunk] = []
+        for listed in page:
+            references = tuple(r for r in listed.references if next(verdicts) is not Verdict.RETIRED)
+            if references:
+                wanted.append(replace(listed, references=references))
+        return wanted
 
     async def _drop_what_is_gone(self, name: str, partition: int, after: bytes, copied: Sequence[ListedChunk]) -> None:
         """References that were dropped everywhere while they were being copied would stay here for ever: look at the source once

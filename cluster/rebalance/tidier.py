@@ -14,6 +14,7 @@ to the sweep. Registers need no tidying: a replica that leaves a partition forge
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,6 +48,9 @@ PAUSE_S = 0.01
 
 CALL_DEADLINE_S = 10.0
 
+AWAY_LIMIT = 5000
+"""References judged in one look although a holder is away, so that a long absence costs little; the next look goes on behind them."""
+
 RETIRED_LIMIT = 50_000
 """References remembered as named by a retired root."""
 
@@ -61,10 +65,12 @@ class _Foreign:
     holders: tuple[str, ...]
     live: list[Reference] = field(default_factory=list)
     retired: list[Reference] = field(default_factory=list)
+    unnamed: list[bytes] = field(default_factory=list)
+    """Referrers that no root names: of a write in progress, or waste."""
 
 
 class Tidier:
-    """See the module. ``on_unshared``: told references that no root names."""
+    """See the module. ``on_unshared``: told references that no root names, and whether none of the chunk's holders has them."""
 
     def __init__(
         self,
@@ -86,7 +92,10 @@ class Tidier:
         self._changed = asyncio.Event()
         self._retired: dict[tuple[bytes, bytes], None] = {}
         """References seen to be named by a retired root only: once no root names them, they are dead for ever."""
-        self.on_unshared: Callable[[Pairs], None] = lambda references: None
+        self._away_left = 0
+        self._resume = 0
+        """The partition at which the next look begins."""
+        self.on_unshared: Callable[[Pairs, bool], None] = lambda references, lone: None
         self.queue_length = 0
         """Partitions with foreign chunks."""
         self.given_up = 0
@@ -153,7 +162,12 @@ class Tidier:
         """Look at every chunk held in these partitions; whether nothing foreign is left."""
         clean = True
         bits = state.current.partition_bits
-        for partition in partitions:
+        self._away_left = AWAY_LIMIT
+        start = bisect_left(partitions, self._resume)
+        self._resume = 0
+        for partition in (*partitions[start:], *partitions[:start]):
+            if self._away_left <= 0 and not self._resume:
+                self._resume = partition
             after: bytes | None = None
             while True:
                 if not self._installed.check(state.epoch):
@@ -181,7 +195,12 @@ class Tidier:
         if away:
             self.waiting_for = f"{', '.join(away)} to be back for copies kept here meanwhile"
         at_home = [f for f in foreign if not set(away) & set(f.holders)]
-        clean = len(at_home) == len(foreign) and await self._sort(at_home)
+        clean = await self._sort(at_home) and len(at_home) == len(foreign)
+        if self._away_left > 0:
+            # What is seen to be retired while a holder is away is known to be dead when its root is reclaimed.
+            waiting = [f for f in foreign if set(away) & set(f.holders)]
+            self._away_left -= sum(len(f.entry.references) for f in waiting)
+            await self._sort(waiting)
         if not at_home:
             return False
         names = sorted({name for f in at_home for name in f.holders})
@@ -193,6 +212,8 @@ class Tidier:
                     await self._chunks.drop_reference(f.entry.chunk, reference.referrer)
                 else:
                     clean = False
+            for referrer in f.unnamed:
+                self.on_unshared([(f.entry.chunk, referrer)], not any(referrer in held for held in everywhere))
             self.given_up += 1
         return clean
 
@@ -200,7 +221,6 @@ class Tidier:
         """Fill in which references are needed; drop those that are known to be dead. False when some are left as they are."""
         pairs = [(f.entry.chunk, r.referrer) for f in foreign for r in f.entry.references]
         verdicts = dict(zip(pairs, await self._judge.judge_each(pairs), strict=True))
-        unnamed: list[tuple[bytes, bytes]] = []
         known = True
         for f in foreign:
             for reference in f.entry.references:
@@ -218,10 +238,9 @@ class Tidier:
                     del self._retired[pair]
                     await self._chunks.drop_reference(*pair)
                 else:
-                    unnamed.append(pair)
-        if unnamed:
-            self.on_unshared(unnamed)
-        return known and not unnamed
+                    f.unnamed.append(reference.referrer)
+                    known = False
+        return known
 
     async def _hand_over(self, name: str, foreign: Sequence[_Foreign]) -> Mapping[bytes, frozenset[bytes]]:
         """Have ``name`` hold the live references of these chunks; which references it holds of each then."""

@@ -33,7 +33,8 @@ NUDGE_DEADLINE_S = 2.0
 NUDGE_LIMIT = 1000
 """Chunks or registers in one nudge."""
 
-Unshared = Callable[[Sequence[tuple[bytes, bytes]]], None]
+Unshared = Callable[[Sequence[tuple[bytes, bytes]], bool], None]
+"""Told ``(chunk, referrer)`` pairs that some other holder lacks, and whether all other holders lack them."""
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class AntiEntropy:
         self._clock = clock
         self._rng = rng
         self._peers: dict[str, _Peer] = {}
-        self.on_unshared: Unshared = lambda references: None
+        self.on_unshared: Unshared = lambda references, lone: None
         self.comparisons = 0
         self.compared_chunks = 0
         """Chunks that compared sums stood for, all comparisons together."""
@@ -186,9 +187,11 @@ class AntiEntropy:
         self, peer: str, references: Collection[ReferenceDifference], keys: Collection[KeyDifference]
     ) -> None:
         self._mender.note(dict.fromkeys(d.chunk for d in references if not d.mine))
-        unshared = [(d.chunk, d.referrer) for d in references if d.mine]
-        if unshared:
-            self.on_unshared(unshared)
+        unshared = [d for d in references if d.mine]
+        for lone in (False, True):
+            told = [(d.chunk, d.referrer) for d in unshared if self._is_lone(d) is lone]
+            if told:
+                self.on_unshared(told, lone)
         theirs: dict[int, list[NudgedKey]] = {}
         for partition, key, mine in keys:
             if mine:
@@ -196,9 +199,19 @@ class AntiEntropy:
             else:
                 self._keys.note(partition, [key])
         try:
-            await self._nudge(peer, list(dict.fromkeys(chunk for chunk, _ in unshared)), theirs)
+            await self._nudge(peer, list(dict.fromkeys(d.chunk for d in unshared)), theirs)
         except HoldfastError:
             return  # it compares by itself, too
+
+    def _is_lone(self, difference: ReferenceDifference) -> bool:
+        """Whether all other nodes that should hold the chunk are there, and lack the reference."""
+        others = [
+            name for name in self._installed.chunk_rule(difference.chunk, difference.copies).members if name != self._me
+        ]
+        return all(
+            (peer := self._peers.get(name)) is not None and peer.alive and peer.references.persists(difference)
+            for name in others
+        )
 
     async def _nudge(self, peer: str, chunks: Sequence[bytes], keys: dict[int, list[NudgedKey]]) -> None:
         for start in range(0, len(chunks), NUDGE_LIMIT):

@@ -49,10 +49,11 @@ _EMPTY_CHUNKS = DigestTree(CHUNK_LEAF_BITS)
 
 
 class ReferenceDifference(NamedTuple):
-    """A reference that one side has. ``mine``: this node has it and the peer lacks it."""
+    """A reference that one side has, of a chunk in ``copies`` copies. ``mine``: this node has it and the peer lacks it."""
 
     chunk: bytes
     referrer: bytes
+    copies: int
     mine: bool
 
 
@@ -154,7 +155,7 @@ class Comparison:
                 continue
             leaves = leaves[width:]
             theirs = {listed.chunk: listed for listed in reply.chunks}
-            found.references += _reference_differences(await leaf_chunks(self._chunks, copies, part), theirs)
+            found.references += _reference_differences(copies, await leaf_chunks(self._chunks, copies, part), theirs)
 
     async def _node_sums(self, peer: str, tree: str, key: int, bits: int, prefixes: Sequence[int]) -> Sequence[int]:
         """The peer's sums; none when its tree is not so deep."""
@@ -225,14 +226,14 @@ LEAF_PAGE = 256
 
 
 def _reference_differences(
-    mine: Mapping[bytes, ListedChunk], theirs: Mapping[bytes, ListedChunk]
+    copies: int, mine: Mapping[bytes, ListedChunk], theirs: Mapping[bytes, ListedChunk]
 ) -> list[ReferenceDifference]:
     found: list[ReferenceDifference] = []
     for chunk in sorted(mine.keys() | theirs.keys()):
         here = {(r.referrer, r.replicas) for r in mine[chunk].references} if chunk in mine else set()
         there = {(r.referrer, r.replicas) for r in theirs[chunk].references} if chunk in theirs else set()
-        found += [ReferenceDifference(chunk, referrer, mine=True) for referrer, _ in sorted(here - there)]
-        found += [ReferenceDifference(chunk, referrer, mine=False) for referrer, _ in sorted(there - here)]
+        found += [ReferenceDifference(chunk, referrer, copies, mine=True) for referrer, _ in sorted(here - there)]
+        found += [ReferenceDifference(chunk, referrer, copies, mine=False) for referrer, _ in sorted(there - here)]
     return found
 
 

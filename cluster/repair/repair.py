@@ -44,8 +44,13 @@ from cluster.rpc.caller import Caller
 from cluster.rpc.message import Done
 from cluster.rpc.service import Handlers, IncomingCall
 
-OVERVIEW_DEADLINE_S = 1.5
+OVERVIEW_DEADLINE_S = 1.0
 """For a node to say how its repair goes; whoever takes longer counts as not answering."""
+
+CONFIRM_AFTER_S = 0.4
+"""Between two looks at what is missing, when the first finds something: a write on its way is on one replica before it is on the other."""
+
+CONFIRM_DEADLINE_S = 0.5
 
 HOLDERS_DEADLINE_S = 3.0
 
@@ -93,6 +98,7 @@ class Repair:
         self._registers = registers
         self._store = store
         self._scrub = scrub
+        self._clock = clock
         self.refilling: Callable[[], int] = lambda: 0
         """Partitions that the copier still has to fill here."""
         self.budget = RepairBudget(clock, settings.rate_bytes, lambda: replica.served + chunks.local_reads)
@@ -178,19 +184,28 @@ class Repair:
     # Everybody
 
     async def overview(self) -> RepairSummary:
-        """What all nodes of the layout say, within `OVERVIEW_DEADLINE_S`. Raises NotReady without a layout."""
+        """What all nodes of the layout say, within two seconds. Raises NotReady without a layout."""
         layout = self._installed.require().current
         names = [node.name for node in layout.nodes]
-        found = await asyncio.gather(*(self._ask(name) for name in names))
-        return summarise(layout, dict(zip(names, found, strict=True)))
+        first = await self._ask_all(names, OVERVIEW_DEADLINE_S)
+        found = summarise(layout, first)
+        if not found.copies_missing:
+            return found
+        await self._clock.sleep(CONFIRM_AFTER_S)
+        second = await self._ask_all([name for name in names if first[name] is not None], CONFIRM_DEADLINE_S)
+        return summarise(layout, first, {name: second.get(name) or first[name] for name in names})
 
-    async def _ask(self, name: str) -> NodeRepair | None:
+    async def _ask_all(self, names: Sequence[str], deadline_s: float) -> dict[str, NodeRepair | None]:
+        found = await asyncio.gather(*(self._ask(name, deadline_s) for name in names))
+        return dict(zip(names, found, strict=True))
+
+    async def _ask(self, name: str, deadline_s: float) -> NodeRepair | None:
         if name == self._me:
             return self.local()
         if not self._installed.is_alive(name):
             return None
         try:
-            return (await self._caller.call(name, GetRepair(), deadline_s=OVERVIEW_DEADLINE_S)).message
+            return (await self._caller.call(name, GetRepair(), deadline_s=deadline_s)).message
         except HoldfastError:
             return None
 

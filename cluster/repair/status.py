@@ -56,20 +56,22 @@ class RepairSummary:
         return not (self.copies_missing or self.keys_diverged or self.chunks_diverged or self.handoffs)
 
 
-def summarise(layout: Layout, answers: Mapping[str, NodeRepair | None]) -> RepairSummary:
-    """``answers``: of every node of the layout, None for one that did not answer."""
+def summarise(
+    layout: Layout, answers: Mapping[str, NodeRepair | None], confirmed: Mapping[str, NodeRepair | None] | None = None
+) -> RepairSummary:
+    """``answers``: of every node of the layout, None for one that did not answer. ``confirmed``: the same a moment later; then only
+    what is missing both times counts, place by place, and everything else is as of then."""
     names = [node.name for node in layout.nodes]
     due = dict.fromkeys(names, 0)
     missing = dict.fromkeys(names, 0)
-    held = {name: _counts(repair, layout.partitions) for name, repair in answers.items() if repair is not None}
-    for copies in sorted({copies for counts in held.values() for copies in counts}):
-        for partition in range(layout.partitions):
-            holders = layout.placement(partition, copies)
-            counts = {name: held[name].get(copies, {}).get(partition, 0) for name in holders if name in held}
-            expected = max(counts.values(), default=0)
-            for name in holders if expected else ():
-                due[name] += expected
-                missing[name] += expected - counts.get(name, 0)
+    deficits = _deficits(layout, answers, due)
+    if confirmed is not None:
+        answers = confirmed
+        due = dict.fromkeys(names, 0)
+        later = _deficits(layout, answers, due)
+        deficits = {place: min(count, later.get(place, 0)) for place, count in deficits.items()}
+    for (name, _, _), count in deficits.items():
+        missing[name] += count
     living = {name: repair for name, repair in answers.items() if repair is not None}
     for name, repair in living.items():
         if name in missing:
@@ -92,6 +94,24 @@ def summarise(layout: Layout, answers: Mapping[str, NodeRepair | None]) -> Repai
         oldest_verification_s=max((repair.oldest_verification_s for repair in living.values()), default=0.0),
         nodes=tuple(NodeSummary(name, due[name], missing[name], answers.get(name)) for name in names),
     )
+
+
+def _deficits(
+    layout: Layout, answers: Mapping[str, NodeRepair | None], due: dict[str, int]
+) -> dict[tuple[str, int, int], int]:
+    """Copies that are not there, by node, class and partition; adds up in ``due`` what should be."""
+    held = {name: _counts(repair, layout.partitions) for name, repair in answers.items() if repair is not None}
+    deficits: dict[tuple[str, int, int], int] = {}
+    for copies in sorted({copies for counts in held.values() for copies in counts}):
+        for partition in range(layout.partitions):
+            holders = layout.placement(partition, copies)
+            counts = {name: held[name].get(copies, {}).get(partition, 0) for name in holders if name in held}
+            expected = max(counts.values(), default=0)
+            for name in holders if expected else ():
+                due[name] += expected
+                if counts.get(name, 0) < expected:
+                    deficits[name, copies, partition] = expected - counts.get(name, 0)
+    return deficits
 
 
 def pack_counts(counts: Mapping[int, Mapping[int, int]], partitions: int) -> tuple[tuple[int, ...], bytes]:

@@ -58,6 +58,11 @@ class Suspicions(Generic[T]):
         """Whether something was found that the next comparison has to confirm."""
         return any(not known.persists for known in self._items.values())
 
+    def persists(self, item: T) -> bool:
+        """Whether two comparisons have found it, the last among them."""
+        known = self._items.get(item)
+        return known is not None and known.persists
+
     def persisting(self) -> list[T]:
         return [item for item, known in self._items.items() if known.persists]
 

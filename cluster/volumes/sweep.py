@@ -32,6 +32,10 @@ SWEEP_PERIOD_S = 6 * 3600.0
 SWEEP_AGE_S = 3600.0
 """How long a write must have been seen UNNAMED before it is fenced. A write that takes longer than that may have to be repeated."""
 
+LONE_AGE_S = 60.0
+"""The same for a write of which this node alone holds something: what was acknowledged of a write in progress is on several nodes, and one
+chunk is stored or given up within this time. A write that is fenced all the same (the others have lost their copies) is repeated."""
+
 FIRST_WALK_S = 600.0
 """The first walk begins within so many seconds after the start, sooner if the period is shorter."""
 
@@ -100,12 +104,18 @@ class Sweeper:
         self._last_error = ""
         self._busy = False
 
-    def suspect(self, references: Iterable[Reference]) -> None:
-        """``(chunk, referrer)`` that somebody found UNNAMED: looked at when they have grown old, without waiting for a walk."""
-        due = self._clock.monotonic() + self._age_s
+    def suspect(self, references: Iterable[Reference], lone: bool = False) -> None:
+        """``(chunk, referrer)`` that somebody found UNNAMED, or may be: looked at when they have grown old, without waiting for a walk.
+        ``lone``: no other holder has them, so that they are hardly a part of a write in progress, and need not grow so old."""
+        age_s = min(self._age_s, LONE_AGE_S) if lone else self._age_s
+        due = self._clock.monotonic() + age_s
         for _, referrer in references:
             write = referrer[:WRITE_BYTES]
-            if write not in self._suspects and len(self._suspects) < SUSPECTS_LIMIT:
+            known = self._suspects.get(write)
+            if known is not None:
+                if due < known.due and not known.failures:
+                    self._schedule(known, due)
+            elif len(self._suspects) < SUSPECTS_LIMIT:
                 found = self._suspects[write] = Suspect(write, due, (write, b""))
                 self._schedule(found, due)
 
@@ -134,7 +144,9 @@ class Sweeper:
         now = self._clock.monotonic()
         batch: list[Suspect] = []
         while self._queue and self._queue[0][0] <= now and len(batch) < UNIT_WRITES:
-            batch.append(heappop(self._queue)[2])
+            due, _, suspect = heappop(self._queue)
+            if suspect.due == due and self._suspects.get(suspect.write) is suspect:  # else it was put in again, earlier
+                batch.append(suspect)
         if batch:
             if not await self._guarded(self._sweep(batch)):
                 for suspect in batch:

@@ -21,6 +21,9 @@ QUICK_REPAIR = {
 """Settings under which what takes minutes or hours in earnest takes seconds."""
 
 
+AMOUNTS = ("copies_missing", "keys_diverged", "chunks_diverged", "handoffs")
+
+
 async def wait_whole(cluster: ClusterProcess, deadline_s: float = 90.0) -> dict[str, Any]:
     """Wait until every node says that the cluster is healthy and nothing is missing, diverged or kept elsewhere; the last answer."""
 
@@ -35,8 +38,7 @@ async def wait_whole(cluster: ClusterProcess, deadline_s: float = 90.0) -> dict[
                     return False
                 last = answer.json()
                 health = (await gateway.document("/v1/cluster"))["health"]
-            amounts = ("copies_missing", "keys_diverged", "chunks_diverged", "handoffs")
-            return health == "healthy" and not any(last[amount] for amount in amounts)
+            return health == "healthy" and not any(last[amount] for amount in AMOUNTS)
 
         try:
             await eventually(whole, f"the cluster is whole, says {name}", deadline_s)
