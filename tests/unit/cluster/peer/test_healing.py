@@ -218,6 +218,47 @@ def test_a_node_that_stays_away_is_moved_out_and_taken_in_again() -> None:
     play(scenario, auto_layout=False, down_out_s=30.0)
 
 
+def test_two_nodes_that_die_one_after_the_other_are_moved_out() -> None:
+    """A change that keeps the second could not finish before it is back, which it never is."""
+
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(8, count=20)
+        await store(cluster, data)
+        await cluster.until(cluster.converged, "everything in place", CONVERGED_S)
+        await cluster.machines["n6"].kill()
+        await asyncio.sleep(5)
+        await cluster.machines["n7"].kill()
+        await cluster.until(lambda: are_out(cluster, "n6", "n7"), "both are moved out", 100)
+        await cluster.until(cluster.converged, "the others hold all copies", CONVERGED_S)
+        for name, value in data.items():
+            assert await get(cluster["n1"], name) == value
+
+    play(scenario, 7, auto_layout=False, down_out_s=30.0)
+
+
+def test_a_change_that_waits_for_a_dead_node_is_given_up_and_made_without_it() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(9, count=20)
+        await store(cluster, data)
+        await cluster.until(cluster.converged, "everything in place", CONVERGED_S)
+        assert set((await cluster["n1"].repair.control("pause")).values()) == {""}
+        await cluster.machines["n6"].kill()
+        await cluster.until(lambda: cluster["n1"].installed.require().next is not None, "a change without n6", 60)
+        await cluster.machines["n7"].kill()
+        await cluster["n1"].repair.control("resume")
+        await cluster.until(lambda: are_out(cluster, "n6", "n7"), "both are moved out", 200)
+        await cluster.until(cluster.converged, "the others hold all copies", CONVERGED_S)
+        for name, value in data.items():
+            assert await get(cluster["n1"], name) == value
+
+    play(scenario, 7, auto_layout=False, down_out_s=30.0)
+
+
+def are_out(cluster: WholeCluster, *names: str) -> bool:
+    state = cluster["n1"].installed.require()
+    return state.next is None and all(state.current.node(name) is None for name in names)
+
+
 def test_nobody_is_moved_out_when_too_few_would_be_left() -> None:
     async def scenario(cluster: WholeCluster) -> None:
         await cluster.machines["n3"].kill()
