@@ -24,6 +24,7 @@ from cluster.errors import HoldfastError, NotReady, QuorumUnavailable, StaleLayo
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import FillProgress, GetFill
 from cluster.governance.state import LayoutState
+from cluster.layout.layout import Layout
 from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import NO_BALLOT, Ballot
 from cluster.register.copying import Origin, merge_pages
@@ -313,13 +314,15 @@ class Copier:
                     group.create_task(self._copy_chunk(name, listed, here, gate, failures))
             if failures:
                 raise failures[0]
-            if mine:
-                await self._drop_what_is_gone(name, partition, after, mine)
+            held_by_right = [listed for listed in mine if self._belongs(listed, partition, name, state.current)]
+            if held_by_right:
+                await self._drop_what_is_gone(name, partition, after, held_by_right)
             after = page[-1].chunk if page else b""
 
     async def _drop_what_is_gone(self, name: str, partition: int, after: bytes, copied: Sequence[ListedChunk]) -> None:
         """References that were dropped everywhere while they were being copied would stay here for ever: look at the source once
-        more, and drop what it has no longer."""
+        more, and drop what it has no longer. Only of chunks that belong there: a stand-in drops what it kept for this node as soon as
+        it is here (`cluster.rebalance.tidier`)."""
         reply = await self._caller.call(name, ListChunks(partition, after, PAGE), deadline_s=CALL_DEADLINE_S)
         there = {listed.chunk: {r.referrer for r in listed.references} for listed in reply.message.chunks}
         for chunk in copied:
@@ -330,8 +333,11 @@ class Copier:
 
     def _is_due(self, listed: ListedChunk, partition: int, state: LayoutState) -> bool:
         """Whether a chunk with these references belongs here in either layout."""
+        return any(self._belongs(listed, partition, self._me, layout) for layout in state.layouts())
+
+    def _belongs(self, listed: ListedChunk, partition: int, name: str, layout: Layout) -> bool:
         copies = max((reference.replicas for reference in listed.references), default=0)
-        return any(self._me in layout.placement(partition, copies) for layout in state.layouts())
+        return name in layout.placement(partition, copies)
 
     async def _copy_chunk(
         self, name: str, listed: ListedChunk, here: bool, gate: asyncio.Semaphore, failures: list[HoldfastError]

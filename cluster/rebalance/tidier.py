@@ -22,7 +22,7 @@ import crc32c
 from cluster.chunks.messages import HoldChunks, ListedChunk, ListedReference, PutChunk
 from cluster.chunks.store import ChunkEntry, ChunkStore, Reference
 from cluster.doors.clock import Clock
-from cluster.errors import HoldfastError, NotFound, StaleLayout
+from cluster.errors import Corrupt, HoldfastError, NotFound, StaleLayout
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.state import LayoutState
 from cluster.repair.budget import RepairBudget
@@ -156,12 +156,11 @@ class Tidier:
         for partition in partitions:
             after: bytes | None = None
             while True:
-                if not self._installed.check(state.epoch):
-                    raise StaleLayout("the layout changed while chunks were tidied", version=self._installed.epoch)
+                self._require_unchanged(state)
                 entries = await self._chunks.list_partition(partition, bits, after, PAGE)
                 foreign = [f for f in (self._foreign(entry, partition, state) for entry in entries) if f is not None]
                 if foreign:
-                    clean &= await self._give_up(foreign)
+                    clean &= await self._give_up(foreign, state)
                 if len(entries) < PAGE:
                     break
                 after = entries[-1].chunk
@@ -175,25 +174,33 @@ class Tidier:
         holders = state.current.placement(partition, copies) if copies else (self._me,)
         return None if self._me in holders else _Foreign(entry, holders)
 
-    async def _give_up(self, foreign: list[_Foreign]) -> bool:
+    def _require_unchanged(self, state: LayoutState) -> None:
+        if not self._installed.check(state.epoch):
+            raise StaleLayout("the layout changed while chunks were tidied", version=self._installed.epoch)
+
+    async def _give_up(self, foreign: list[_Foreign], state: LayoutState) -> bool:
         """Make sure that the holders have what is needed of these chunks, then drop it here. Whether all of it could be dropped."""
         away = sorted({name for f in foreign for name in f.holders if not self._installed.is_alive(name)})
         if away:
             self.waiting_for = f"{', '.join(away)} to be back for copies kept here meanwhile"
         at_home = [f for f in foreign if not set(away) & set(f.holders)]
-        clean = len(at_home) == len(foreign) and await self._sort(at_home)
         if not at_home:
             return False
+        clean = await self._sort(at_home) and len(at_home) == len(foreign)
         names = sorted({name for f in at_home for name in f.holders})
-        held = {name: await self._hand_over(name, [f for f in at_home if name in f.holders]) for name in names}
+        held = {name: await self._try_hand_over(name, [f for f in at_home if name in f.holders]) for name in names}
         for f in at_home:
             everywhere = [held[name].get(f.entry.chunk, frozenset()) for name in f.holders]
+            kept = len(f.entry.references) - len(f.live) - len(f.retired)
             for reference in (*f.live, *f.retired):
                 if all(reference.referrer in referrers for referrers in everywhere):
+                    # Handing over may have taken long: by a newer layout this node may be a holder, on which others rely.
+                    self._require_unchanged(state)
                     await self._chunks.drop_reference(f.entry.chunk, reference.referrer)
                 else:
-                    clean = False
-            self.given_up += 1
+                    kept += 1
+            self.given_up += not kept
+            clean &= not kept
         return clean
 
     async def _sort(self, foreign: Sequence[_Foreign]) -> bool:
@@ -223,6 +230,16 @@ class Tidier:
             self.on_unshared(unnamed)
         return known and not unnamed
 
+    async def _try_hand_over(self, name: str, foreign: Sequence[_Foreign]) -> Mapping[bytes, frozenset[bytes]]:
+        """As `_hand_over`; nothing counts as held by a node that fails: what belongs to others is not to wait for it."""
+        try:
+            return await self._hand_over(name, foreign)
+        except StaleLayout:
+            raise
+        except HoldfastError as error:
+            self.last_error = error.message
+            return {}
+
     async def _hand_over(self, name: str, foreign: Sequence[_Foreign]) -> Mapping[bytes, frozenset[bytes]]:
         """Have ``name`` hold the live references of these chunks; which references it holds of each then."""
         question = Describe(tuple(f.entry.chunk for f in foreign))
@@ -240,11 +257,11 @@ class Tidier:
         return held
 
     async def _send(self, name: str, entry: ChunkEntry, references: Sequence[Reference]) -> bool:
-        """The bytes, with these references."""
+        """The bytes, with these references; False when there is no good copy here any more."""
         async with self._budget.turn(entry.length):
             try:
                 payload = await self._chunks.read(entry.chunk)
-            except NotFound:
+            except (NotFound, Corrupt):
                 return False
             crc = crc32c.crc32c(payload)
             for reference in references:
