@@ -3,7 +3,8 @@
 Every node runs one; the *steward* (the living member of the layout with the least name) does what nobody asked for: it takes up states
 that were decided and not yet told, applies staged joiners where ``auto_layout`` is on, moves out nodes that have been dead for
 ``down_out_s`` (and takes those in again when they are back), and finishes a change when every node of the next layout has copied what
-it is due, or gives it up when one of those has been dead for as long. Two stewards at once are harmless: the agreed state changes by compare-and-set only.
+it is due, or gives it up when one of those has been dead for as long. Two stewards at once are harmless: the agreed state changes by
+compare-and-set only.
 Owns nothing but its timers; the state is `InstalledLayout`'s.
 """
 

@@ -16,6 +16,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 
+from cluster.chunks.listing import whole
 from cluster.chunks.messages import ListChunks, ListedChunk
 from cluster.chunks.store import ChunkStore, Reference
 from cluster.doors.clock import Clock
@@ -305,7 +306,8 @@ class Copier:
         gate = asyncio.Semaphore(CHUNKS_AT_ONCE)
         while more:
             reply = await self._caller.call(name, ListChunks(partition, after, PAGE), deadline_s=CALL_DEADLINE_S)
-            page, more = reply.message.chunks, reply.message.more
+            page = [await whole(self._caller, name, listed) for listed in reply.message.chunks]
+            more = reply.message.more
             mine = [listed for listed in page if self._is_due(listed, partition, state)]
             held = await self._chunks.holds([listed.chunk for listed in mine])
             async with asyncio.TaskGroup() as group:
@@ -324,7 +326,8 @@ class Copier:
         more, and drop what it has no longer. Only of chunks that belong there: a stand-in drops what it kept for this node as soon as
         it is here (`cluster.rebalance.tidier`)."""
         reply = await self._caller.call(name, ListChunks(partition, after, PAGE), deadline_s=CALL_DEADLINE_S)
-        there = {listed.chunk: {r.referrer for r in listed.references} for listed in reply.message.chunks}
+        now = [await whole(self._caller, name, listed) for listed in reply.message.chunks]
+        there = {listed.chunk: {r.referrer for r in listed.references} for listed in now}
         for chunk in copied:
             # One that is not listed at all proves nothing: its copy there may have been found damaged meanwhile.
             for reference in chunk.references if chunk.chunk in there else ():

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import crc32c
 
+from cluster.chunks.listing import REFERENCES_LIMIT, whole
 from cluster.chunks.messages import HoldChunks, ListedChunk, ListedReference, PutChunk
 from cluster.chunks.store import ChunkEntry, ChunkStore, Reference
 from cluster.doors.clock import Clock
@@ -245,7 +246,8 @@ class Tidier:
         question = Describe(tuple(f.entry.chunk for f in foreign))
         reply = await self._caller.call(name, question, deadline_s=CALL_DEADLINE_S)
         held: dict[bytes, frozenset[bytes]] = {}
-        for f, there in zip(foreign, reply.message.chunks, strict=True):
+        for f, listed in zip(foreign, reply.message.chunks, strict=True):
+            there = listed if listed is None else await whole(self._caller, name, listed)
             known = frozenset[bytes]() if there is None else frozenset(r.referrer for r in there.references)
             lacking = [reference for reference in f.live if reference.referrer not in known]
             if lacking:
@@ -264,15 +266,18 @@ class Tidier:
             except (NotFound, Corrupt):
                 return False
             crc = crc32c.crc32c(payload)
-            for reference in references:
-                request = PutChunk(entry.chunk, reference.referrer, reference.replicas, crc, repair=True)
-                await self._caller.call(name, request, payload, deadline_s=CALL_DEADLINE_S)
-        return True
+            request = PutChunk(entry.chunk, references[0].referrer, references[0].replicas, crc, repair=True)
+            await self._caller.call(name, request, payload, deadline_s=CALL_DEADLINE_S)
+        return await self._add(name, entry, references[1:])
 
     async def _add(self, name: str, entry: ChunkEntry, references: Sequence[Reference]) -> bool:
         """References to a chunk that is there; False when it has gone meanwhile."""
-        listed = ListedChunk(
-            entry.chunk, entry.length, tuple(ListedReference(r.referrer, r.replicas) for r in references)
-        )
-        reply = await self._caller.call(name, HoldChunks((listed,)), deadline_s=CALL_DEADLINE_S)
-        return reply.message.held[0]
+        for start in range(0, len(references), REFERENCES_LIMIT):
+            part = references[start : start + REFERENCES_LIMIT]
+            listed = ListedChunk(
+                entry.chunk, entry.length, tuple(ListedReference(r.referrer, r.replicas) for r in part)
+            )
+            reply = await self._caller.call(name, HoldChunks((listed,)), deadline_s=CALL_DEADLINE_S)
+            if not reply.message.held[0]:
+                return False
+        return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -35,7 +35,7 @@ class Peers:
     def __init__(self) -> None:
         self.held: dict[str, set[bytes]] = {}
         self.full: set[str] = set()
-        self.on_put = lambda: None
+        self.on_put: Callable[[], None] = lambda: None
 
     async def call(self, peer: str, request: Any, payload: bytes = b"", *, deadline_s: float) -> Reply[Any]:
         held = self.held.setdefault(peer, set())
