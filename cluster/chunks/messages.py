@@ -73,9 +73,12 @@ class ListedReference:
 @message
 @dataclass(frozen=True, slots=True)
 class ListedChunk:
+    """``more``: the chunk has further references, above those listed (`cluster.chunks.listing`)."""
+
     chunk: bytes
     length: int
     references: tuple[ListedReference, ...]
+    more: bool = False
 
     @staticmethod
     def of(entry: ChunkEntry) -> ListedChunk:
@@ -99,6 +102,24 @@ class ListChunks(Request[ChunkPage]):
     partition: int
     after: bytes
     limit: int
+
+
+@message
+@dataclass(frozen=True, slots=True)
+class ListedReferences:
+    """``more``: further ones follow."""
+
+    references: tuple[ListedReference, ...]
+    more: bool
+
+
+@message("chunk.references", reply=ListedReferences)
+@dataclass(frozen=True, slots=True)
+class GetReferences(Request[ListedReferences]):
+    """The references that the receiver holds of one chunk, by ascending referrer. ``after`` empty: from the beginning."""
+
+    chunk: bytes
+    after: bytes
 
 
 @message

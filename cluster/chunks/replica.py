@@ -12,15 +12,19 @@ from collections import Counter
 
 import crc32c
 
+from cluster.chunks.listing import REFERENCES_LIMIT, fitted
 from cluster.chunks.messages import (
     ChunkBytes,
     ChunkPage,
     Dropped,
     DropReference,
+    GetReferences,
     Held,
     HoldChunks,
     ListChunks,
     ListedChunk,
+    ListedReference,
+    ListedReferences,
     PutChunk,
     ReadChunk,
     ReadSmall,
@@ -51,6 +55,7 @@ class ChunkReplica:
         handlers.register(ReadSmall, self.read_small)
         handlers.register(DropReference, self.drop_reference)
         handlers.register(ListChunks, self.list_chunks)
+        handlers.register(GetReferences, self.references)
         handlers.register(HoldChunks, self.hold_chunks)
 
     async def put(self, request: PutChunk, call: IncomingCall) -> Done:
@@ -99,7 +104,16 @@ class ChunkReplica:
         )
         if not self._view.check(epoch):
             raise StaleLayout("the layout changed while a partition was listed", version=self._view.epoch)
-        return ChunkPage(tuple(map(ListedChunk.of, entries)), len(entries) == limit)
+        return ChunkPage(fitted(map(ListedChunk.of, entries)), len(entries) == limit)
+
+    async def references(self, request: GetReferences, call: IncomingCall) -> ListedReferences:
+        (entry,) = await self._store.describe([request.chunk])
+        held = () if entry is None else entry.references
+        following = [reference for reference in held if reference.referrer > request.after]
+        part = following[:REFERENCES_LIMIT]
+        return ListedReferences(
+            tuple(ListedReference(r.referrer, r.replicas) for r in part), len(part) < len(following)
+        )
 
     async def hold_chunks(self, request: HoldChunks, call: IncomingCall) -> Held:
         held = await self._store.holds([listed.chunk for listed in request.chunks])

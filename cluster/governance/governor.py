@@ -3,7 +3,8 @@
 Every node runs one; the *steward* (the living member of the layout with the least name) does what nobody asked for: it takes up states
 that were decided and not yet told, applies staged joiners where ``auto_layout`` is on, moves out nodes that have been dead for
 ``down_out_s`` (and takes those in again when they are back), and finishes a change when every node of the next layout has copied what
-it is due. Two stewards at once are harmless: the agreed state changes by compare-and-set only.
+it is due, or gives it up when one of those has been dead for as long. Two stewards at once are harmless: the agreed state changes by
+compare-and-set only.
 Owns nothing but its timers; the state is `InstalledLayout`'s.
 """
 
@@ -211,9 +212,11 @@ class Governor:
         if now - self._caught_up >= CATCH_UP_S:
             await self._agreed()
             self._caught_up = now
+        dead = self._dead(state)
         if state.next is not None:
-            await self._watch(state)
-        elif not await self._move_out(state):
+            if not await self._give_change_up(state, dead):
+                await self._watch(state)
+        elif not await self._move_out(state, dead):
             await self._take_in(state)
 
     async def _follow(self) -> None:
@@ -244,16 +247,21 @@ class Governor:
             back = [layout_node(self.joiners()[name]) for name in joiners]
             await self._begin_unasked(state, [*state.current.nodes, *back])
 
-    async def _move_out(self, state: LayoutState) -> bool:
-        """Begin a layout without the nodes that have been dead for long, so that others hold what they held. Only while enough are
-        left to hold all copies, and a majority: then it is not this side that is cut off. Whether a change was begun."""
+    def _dead(self, state: LayoutState) -> dict[str, bool]:
+        """The members that are dead, and whether for long, counted from no earlier than the present epoch."""
         now = self._clock.monotonic()
-        dead = [node.name for node in state.current.nodes if not self._installed.is_alive(node.name)]
         if state.epoch != self._dead_in:
             self._dead_in, self._dead_since = state.epoch, {}
-        self._dead_since = {name: self._dead_since.get(name, now) for name in dead}
-        out = {name for name in dead if now - self._dead_since[name] >= self._down_out_s}
-        if not out or self._down_out_s <= 0:
+        names = [name for name in state.members if not self._installed.is_alive(name)]
+        self._dead_since = {name: self._dead_since.get(name, now) for name in names}
+        return {name: 0 < self._down_out_s <= now - since for name, since in self._dead_since.items()}
+
+    async def _move_out(self, state: LayoutState, dead: Mapping[str, bool]) -> bool:
+        """Begin a layout without the nodes that have been dead for long, so that others hold what they held. Only while enough are
+        left to hold all copies, and a majority: then it is not this side that is cut off. And only when nobody else is dead: with a
+        dead node in it the change could not finish. Whether a change was begun."""
+        out = {name for name, long in dead.items() if long}
+        if not out:
             return False
         living = len(state.current.nodes) - len(dead)
         if living < state.current.replication_factor or 2 * living <= len(state.current.nodes):
@@ -261,7 +269,21 @@ class Governor:
                 f"more living nodes: {living} are too few to take over what {', '.join(sorted(out))} held"
             )
             return False
+        if len(out) < len(dead):
+            self.waiting_for = f"{', '.join(sorted(dead.keys() - out))} to be back, or dead for long as well"
+            return False
         await self._begin_unasked(state, [node for node in state.current.nodes if node.name not in out])
+        return True
+
+    async def _give_change_up(self, state: LayoutState, dead: Mapping[str, bool]) -> bool:
+        """Give up a change that can't finish, because a node of the coming layout has been dead for long: then it can be moved out.
+        Whether that was done."""
+        assert state.next is not None
+        if not any(long and state.next.node(name) is not None for name, long in dead.items()):
+            return False
+        agreed = await self._agreed()
+        if agreed.epoch == state.epoch:
+            await self._replace(agreed, agreed.abort(self._write_id()))
         return True
 
     async def _begin_unasked(self, state: LayoutState, nodes: Sequence[LayoutNode]) -> None:

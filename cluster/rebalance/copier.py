@@ -18,6 +18,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from cluster.chunks.listing import whole
 from cluster.chunks.messages import ListChunks, ListedChunk
 from cluster.chunks.store import ChunkStore, Reference
 from cluster.doors.clock import Clock
@@ -26,6 +27,7 @@ from cluster.errors import HoldfastError, NotReady, QuorumUnavailable, StaleLayo
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import FillProgress, GetFill
 from cluster.governance.state import LayoutState
+from cluster.layout.layout import Layout
 from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import NO_BALLOT, Ballot
 from cluster.register.copying import Origin, merge_pages
@@ -309,7 +311,8 @@ class Copier:
         gate = asyncio.Semaphore(CHUNKS_AT_ONCE)
         while more:
             reply = await self._caller.call(name, ListChunks(partition, after, PAGE), deadline_s=CALL_DEADLINE_S)
-            page, more = reply.message.chunks, reply.message.more
+            page = [await whole(self._caller, name, listed) for listed in reply.message.chunks]
+            more = reply.message.more
             mine = await self._wanted([listed for listed in page if self._is_due(listed, partition, state)])
             held = await self._chunks.holds([listed.chunk for listed in mine])
             async with asyncio.TaskGroup() as group:
@@ -318,8 +321,9 @@ class Copier:
                     group.create_task(self._copy_chunk(name, listed, here, gate, failures))
             if failures:
                 raise failures[0]
-            if mine:
-                await self._drop_what_is_gone(name, partition, after, mine)
+            held_by_right = [listed for listed in mine if self._belongs(listed, partition, name, state.current)]
+            if held_by_right:
+                await self._drop_what_is_gone(name, partition, after, held_by_right)
             after = page[-1].chunk if page else b""
 
     async def _wanted(self, page: Sequence[ListedChunk]) -> list[ListedChunk]:
@@ -335,9 +339,11 @@ class Copier:
 
     async def _drop_what_is_gone(self, name: str, partition: int, after: bytes, copied: Sequence[ListedChunk]) -> None:
         """References that were dropped everywhere while they were being copied would stay here for ever: look at the source once
-        more, and drop what it has no longer."""
+        more, and drop what it has no longer. Only of chunks that belong there: a stand-in drops what it kept for this node as soon as
+        it is here (`cluster.rebalance.tidier`)."""
         reply = await self._caller.call(name, ListChunks(partition, after, PAGE), deadline_s=CALL_DEADLINE_S)
-        there = {listed.chunk: {r.referrer for r in listed.references} for listed in reply.message.chunks}
+        now = [await whole(self._caller, name, listed) for listed in reply.message.chunks]
+        there = {listed.chunk: {r.referrer for r in listed.references} for listed in now}
         for chunk in copied:
             # One that is not listed at all proves nothing: its copy there may have been found damaged meanwhile.
             for reference in chunk.references if chunk.chunk in there else ():
@@ -346,8 +352,11 @@ class Copier:
 
     def _is_due(self, listed: ListedChunk, partition: int, state: LayoutState) -> bool:
         """Whether a chunk with these references belongs here in either layout."""
+        return any(self._belongs(listed, partition, self._me, layout) for layout in state.layouts())
+
+    def _belongs(self, listed: ListedChunk, partition: int, name: str, layout: Layout) -> bool:
         copies = max((reference.replicas for reference in listed.references), default=0)
-        return any(self._me in layout.placement(partition, copies) for layout in state.layouts())
+        return name in layout.placement(partition, copies)
 
     async def _copy_chunk(
         self, name: str, listed: ListedChunk, here: bool, gate: asyncio.Semaphore, failures: list[HoldfastError]

@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 
 import crc32c
 
+from cluster.chunks.listing import REFERENCES_LIMIT, whole
 from cluster.chunks.messages import HoldChunks, ListedChunk, ListedReference, PutChunk
 from cluster.chunks.store import ChunkEntry, ChunkStore, Reference
 from cluster.doors.clock import Clock
-from cluster.errors import HoldfastError, NotFound, StaleLayout
+from cluster.errors import Corrupt, HoldfastError, NotFound, StaleLayout
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.state import LayoutState
 from cluster.repair.budget import RepairBudget
@@ -170,12 +171,11 @@ class Tidier:
                 self._resume = partition
             after: bytes | None = None
             while True:
-                if not self._installed.check(state.epoch):
-                    raise StaleLayout("the layout changed while chunks were tidied", version=self._installed.epoch)
+                self._require_unchanged(state)
                 entries = await self._chunks.list_partition(partition, bits, after, PAGE)
                 foreign = [f for f in (self._foreign(entry, partition, state) for entry in entries) if f is not None]
                 if foreign:
-                    clean &= await self._give_up(foreign)
+                    clean &= await self._give_up(foreign, state)
                 if len(entries) < PAGE:
                     break
                 after = entries[-1].chunk
@@ -189,13 +189,16 @@ class Tidier:
         holders = state.current.placement(partition, copies) if copies else (self._me,)
         return None if self._me in holders else _Foreign(entry, holders)
 
-    async def _give_up(self, foreign: list[_Foreign]) -> bool:
+    def _require_unchanged(self, state: LayoutState) -> None:
+        if not self._installed.check(state.epoch):
+            raise StaleLayout("the layout changed while chunks were tidied", version=self._installed.epoch)
+
+    async def _give_up(self, foreign: list[_Foreign], state: LayoutState) -> bool:
         """Make sure that the holders have what is needed of these chunks, then drop it here. Whether all of it could be dropped."""
         away = sorted({name for f in foreign for name in f.holders if not self._installed.is_alive(name)})
         if away:
             self.waiting_for = f"{', '.join(away)} to be back for copies kept here meanwhile"
         at_home = [f for f in foreign if not set(away) & set(f.holders)]
-        clean = await self._sort(at_home) and len(at_home) == len(foreign)
         if self._away_left > 0:
             # What is seen to be retired while a holder is away is known to be dead when its root is reclaimed.
             waiting = [f for f in foreign if set(away) & set(f.holders)]
@@ -203,18 +206,25 @@ class Tidier:
             await self._sort(waiting)
         if not at_home:
             return False
+        clean = await self._sort(at_home) and len(at_home) == len(foreign)
         names = sorted({name for f in at_home for name in f.holders})
-        held = {name: await self._hand_over(name, [f for f in at_home if name in f.holders]) for name in names}
+        held = {name: await self._try_hand_over(name, [f for f in at_home if name in f.holders]) for name in names}
         for f in at_home:
             everywhere = [held[name].get(f.entry.chunk, frozenset()) for name in f.holders]
+            kept = len(f.entry.references) - len(f.live) - len(f.retired)
             for reference in (*f.live, *f.retired):
                 if all(reference.referrer in referrers for referrers in everywhere):
+                    # Handing over may have taken long: by a newer layout this node may be a holder, on which others rely.
+                    self._require_unchanged(state)
                     await self._chunks.drop_reference(f.entry.chunk, reference.referrer)
                 else:
-                    clean = False
+                    kept += 1
+            answered = all(f.entry.chunk in held[name] for name in f.holders)
             for referrer in f.unnamed:
-                self.on_unshared([(f.entry.chunk, referrer)], not any(referrer in held for held in everywhere))
-            self.given_up += 1
+                lone = answered and not any(referrer in referrers for referrers in everywhere)
+                self.on_unshared([(f.entry.chunk, referrer)], lone)
+            self.given_up += not kept
+            clean &= not kept
         return clean
 
     async def _sort(self, foreign: Sequence[_Foreign]) -> bool:
@@ -242,12 +252,23 @@ class Tidier:
                     known = False
         return known
 
+    async def _try_hand_over(self, name: str, foreign: Sequence[_Foreign]) -> Mapping[bytes, frozenset[bytes]]:
+        """As `_hand_over`; nothing counts as held by a node that fails: what belongs to others is not to wait for it."""
+        try:
+            return await self._hand_over(name, foreign)
+        except StaleLayout:
+            raise
+        except HoldfastError as error:
+            self.last_error = error.message
+            return {}
+
     async def _hand_over(self, name: str, foreign: Sequence[_Foreign]) -> Mapping[bytes, frozenset[bytes]]:
         """Have ``name`` hold the live references of these chunks; which references it holds of each then."""
         question = Describe(tuple(f.entry.chunk for f in foreign))
         reply = await self._caller.call(name, question, deadline_s=CALL_DEADLINE_S)
         held: dict[bytes, frozenset[bytes]] = {}
-        for f, there in zip(foreign, reply.message.chunks, strict=True):
+        for f, listed in zip(foreign, reply.message.chunks, strict=True):
+            there = listed if listed is None else await whole(self._caller, name, listed)
             known = frozenset[bytes]() if there is None else frozenset(r.referrer for r in there.references)
             lacking = [reference for reference in f.live if reference.referrer not in known]
             if lacking:
@@ -259,22 +280,25 @@ class Tidier:
         return held
 
     async def _send(self, name: str, entry: ChunkEntry, references: Sequence[Reference]) -> bool:
-        """The bytes, with these references."""
+        """The bytes, with these references; False when there is no good copy here any more."""
         async with self._budget.turn(entry.length):
             try:
                 payload = await self._chunks.read(entry.chunk)
-            except NotFound:
+            except (NotFound, Corrupt):
                 return False
             crc = crc32c.crc32c(payload)
-            for reference in references:
-                request = PutChunk(entry.chunk, reference.referrer, reference.replicas, crc, repair=True)
-                await self._caller.call(name, request, payload, deadline_s=CALL_DEADLINE_S)
-        return True
+            request = PutChunk(entry.chunk, references[0].referrer, references[0].replicas, crc, repair=True)
+            await self._caller.call(name, request, payload, deadline_s=CALL_DEADLINE_S)
+        return await self._add(name, entry, references[1:])
 
     async def _add(self, name: str, entry: ChunkEntry, references: Sequence[Reference]) -> bool:
         """References to a chunk that is there; False when it has gone meanwhile."""
-        listed = ListedChunk(
-            entry.chunk, entry.length, tuple(ListedReference(r.referrer, r.replicas) for r in references)
-        )
-        reply = await self._caller.call(name, HoldChunks((listed,)), deadline_s=CALL_DEADLINE_S)
-        return reply.message.held[0]
+        for start in range(0, len(references), REFERENCES_LIMIT):
+            part = references[start : start + REFERENCES_LIMIT]
+            listed = ListedChunk(
+                entry.chunk, entry.length, tuple(ListedReference(r.referrer, r.replicas) for r in part)
+            )
+            reply = await self._caller.call(name, HoldChunks((listed,)), deadline_s=CALL_DEADLINE_S)
+            if not reply.message.held[0]:
+                return False
+        return True

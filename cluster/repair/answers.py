@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+from cluster.chunks.listing import fitted
 from cluster.chunks.messages import ListedChunk
 from cluster.chunks.store import ChunkStore
 from cluster.errors import Invalid
@@ -36,9 +37,9 @@ from cluster.rpc.message import Buffer, Done
 from cluster.rpc.service import Handlers, IncomingCall
 
 LEAVES_LIMIT_BYTES = 256 * 1024
-"""Of listed items in one answer, by a rough count; an answer for a single leaf is never cut."""
+"""Of listed items in one answer, by a rough count; an answer for a single leaf is cut only in its references."""
 
-CHUNK_COST, REFERENCE_COST, KEY_COST = 48, 24, 64
+CHUNK_COST, REFERENCE_COST, VERSION_COST = 48, 24, 64
 
 
 class RepairAnswers:
@@ -129,11 +130,12 @@ class RepairAnswers:
                 cost += CHUNK_COST + REFERENCE_COST * len(listed.references)
             if cost > LEAVES_LIMIT_BYTES and len(request.leaves) > 1:
                 return LeafChunks((), True)
-        return LeafChunks(tuple(found), False)
+        return LeafChunks(fitted(found), False)
 
     async def leaf_versions(self, request: GetLeafVersions, call: IncomingCall) -> LeafVersions:
         held = await self._registers.versions(request.partition, request.bits, request.prefixes)
-        if KEY_COST * len(held) > LEAVES_LIMIT_BYTES and len(request.prefixes) > 1:
+        cost = sum(VERSION_COST + len(key.table) + len(key.partition) + len(key.sort) for key, _, _ in held)
+        if cost > LEAVES_LIMIT_BYTES and len(request.prefixes) > 1:
             return LeafVersions((), True)
         return LeafVersions(
             tuple(KeyVersion(key.table, key.partition, key.sort, *version) for key, version, _ in held), False
@@ -141,7 +143,8 @@ class RepairAnswers:
 
     async def describe(self, request: Describe, call: IncomingCall) -> Described:
         entries = await self._chunks.describe(request.chunks)
-        return Described(tuple(None if entry is None else ListedChunk.of(entry) for entry in entries))
+        held = iter(fitted(ListedChunk.of(entry) for entry in entries if entry is not None))
+        return Described(tuple(None if entry is None else next(held) for entry in entries))
 
     def nudge(self, request: Nudge, call: IncomingCall) -> Done:
         self._mender.note(request.chunks)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import crc32c
 from blake3 import blake3
 
+from cluster.chunks.listing import whole
 from cluster.chunks.messages import ListedChunk, ReadChunk
 from cluster.chunks.store import ChunkStore, Reference
 from cluster.chunks.view import ChunkView
@@ -256,10 +257,11 @@ class ChunkMender:
         async def ask(name: str, asked: list[bytes]) -> None:
             try:
                 reply = await self._caller.call(name, Describe(tuple(asked)), deadline_s=DESCRIBE_DEADLINE_S)
+                found = [c if c is None else await whole(self._caller, name, c) for c in reply.message.chunks]
             except HoldfastError:
                 silent.add(name)
                 return
-            for chunk, listed in zip(asked, reply.message.chunks, strict=True):
+            for chunk, listed in zip(asked, found, strict=True):
                 if listed is not None and listed.references:
                     there.setdefault(chunk, {})[name] = listed
 

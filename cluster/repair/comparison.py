@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cluster.chunks.listing import whole
 from cluster.chunks.messages import ListedChunk
 from cluster.chunks.store import ChunkStore
+from cluster.errors import Invalid
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.state import LayoutState
 from cluster.merkle.descent import Descent
@@ -140,7 +142,10 @@ class Comparison:
         mine = self._chunks.trees().get(copies, _EMPTY_CHUNKS)
         walk = Descent(mine, bits=state.current.partition_bits, differing=partitions, deepest=CHUNK_LEAF_BITS)
         while (question := walk.question()) is not None:
-            walk.answer(await self._node_sums(peer, CHUNK_TREE, copies, question.bits, question.prefixes))
+            sums = await self._node_sums(peer, CHUNK_TREE, copies, question.bits, question.prefixes)
+            if not sums:
+                raise Invalid(f"the trees of {peer} are not as deep as this node's: is it of another release?")
+            walk.answer(sums)
         leaves = walk.differing
         width = LEAVES_AT_ONCE
         while leaves:
@@ -154,14 +159,17 @@ class Comparison:
                 width = max(1, width // 2)
                 continue
             leaves = leaves[width:]
-            theirs = {listed.chunk: listed for listed in reply.chunks}
+            theirs = {listed.chunk: await whole(self._caller, peer, listed) for listed in reply.chunks}
             found.references += _reference_differences(copies, await leaf_chunks(self._chunks, copies, part), theirs)
 
     async def _node_sums(self, peer: str, tree: str, key: int, bits: int, prefixes: Sequence[int]) -> Sequence[int]:
         """The peer's sums; none when its tree is not so deep."""
         payload = struct.pack(f">{len(prefixes)}I", *prefixes)
         reply = await self._caller.call(peer, GetNodeSums(tree, key, bits), payload, deadline_s=CALL_DEADLINE_S)
-        return unpack_sums(reply.payload)
+        sums = unpack_sums(reply.payload)
+        if len(sums) not in {0, len(prefixes)}:
+            raise Invalid(f"{peer} answered with {len(sums)} sums of {len(prefixes)} nodes")
+        return sums
 
     # Registers
 

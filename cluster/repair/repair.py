@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cluster.chunks.chunks import ClusterChunks
+from cluster.chunks.messages import HoldChunks, ListedChunk
 from cluster.chunks.replica import ChunkReplica
 from cluster.chunks.store import ChunkStore
 from cluster.doors.clock import Clock
@@ -25,7 +26,7 @@ from cluster.repair.budget import RepairBudget
 from cluster.repair.chunk_mender import ChunkMender
 from cluster.repair.comparison import Comparison
 from cluster.repair.judge import Judge
-from cluster.repair.messages import ControlRepair, Describe, GetRepair, NodeRepair
+from cluster.repair.messages import ControlRepair, GetRepair, NodeRepair
 from cluster.repair.nudger import Nudger
 from cluster.repair.register_queue import Mender, RegisterQueue
 from cluster.repair.settings import RepairSettings
@@ -213,13 +214,14 @@ class Repair:
         """For each chunk and each node of the layout: whether it holds the chunk; None when it doesn't answer."""
         names = [node.name for node in self._installed.require().current.nodes]
         asked = tuple(dict.fromkeys(chunks))
+        question = tuple(ListedChunk(chunk, 0, ()) for chunk in asked)
 
         async def ask(name: str) -> list[bool | None]:
             try:
-                reply = await self._caller.call(name, Describe(asked), deadline_s=HOLDERS_DEADLINE_S)
+                reply = await self._caller.call(name, HoldChunks(question), deadline_s=HOLDERS_DEADLINE_S)
             except HoldfastError:
                 return [None] * len(asked)
-            return [listed is not None for listed in reply.message.chunks]
+            return list(reply.message.held)
 
         answers = dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
         return {chunk: {name: answers[name][position] for name in names} for position, chunk in enumerate(asked)}

@@ -67,6 +67,8 @@ class MemoryChunkStore:
         """Whether what was on the disk when this store began is counted."""
         self.capacity: int | None = None
         """Payload bytes beyond which a put finds no space; None: no end."""
+        self.has_grace = False
+        """Whether a chunk stays, and is listed, when its last reference has gone, as on a disk."""
         self.reserve = 0
         """Part of the capacity that users' puts leave free; repairs may use half of it."""
 
@@ -95,7 +97,7 @@ class MemoryChunkStore:
         references = self.disk.get(chunk, (b"", {}))[1]
         found = references.pop(referrer, None) is not None
         self.disk.touched.add(chunk)
-        if chunk in self.disk and not references:
+        if chunk in self.disk and not references and not self.has_grace:
             del self.disk[chunk]
         return found
 

@@ -50,6 +50,7 @@ class Machine:
         self.rng = random.Random(f"{cluster.seed} {name}")
         self.registers = DiskContent()
         self.chunks = ChunkDisk()
+        self.chunk_store = MemoryChunkStore(self.chunks, self.rng)
         self.lives = 0
         self.core: PeerCore | None = None
         self._store: MemoryRegisterStore | None = None
@@ -67,13 +68,14 @@ class Machine:
             meta["boot"] = str(int(meta.get("boot", b"0")) + 1).encode()
             life = Life(meta["store_id"], int(meta["boot"]), self.rng.randbytes(RUN_BYTES))
             self._store = MemoryRegisterStore(self.registers, self.rng)
+            self.chunk_store = MemoryChunkStore(self.chunks, self.rng)
             doors = Doors(
                 self._cluster.network.host(self.name),
                 VirtualClock(),
                 Inline(),
                 self.rng,
                 self._store,
-                MemoryChunkStore(self.chunks, self.rng),
+                self.chunk_store,
             )
             settings = PeerSettings(
                 name=self.name,
@@ -263,8 +265,8 @@ async def body(data: bytes, piece: int = 10_000) -> AsyncIterator[bytes]:
         yield data[start : start + piece]
 
 
-async def put(core: PeerCore, name: str, data: bytes, chunk_size: int = 4096) -> None:
-    await core.volumes.replace(name, body(data), len(data), chunk_size=chunk_size)
+async def put(core: PeerCore, name: str, data: bytes, chunk_size: int = 4096, replicas: int | None = None) -> None:
+    await core.volumes.replace(name, body(data), len(data), chunk_size=chunk_size, replicas=replicas)
 
 
 async def get(core: PeerCore, name: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -218,6 +219,47 @@ def test_a_node_that_stays_away_is_moved_out_and_taken_in_again() -> None:
     play(scenario, auto_layout=False, down_out_s=30.0)
 
 
+def test_two_nodes_that_die_one_after_the_other_are_moved_out() -> None:
+    """A change that keeps the second could not finish before it is back, which it never is."""
+
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(8, count=20)
+        await store(cluster, data)
+        await cluster.until(cluster.converged, "everything in place", CONVERGED_S)
+        await cluster.machines["n6"].kill()
+        await asyncio.sleep(5)
+        await cluster.machines["n7"].kill()
+        await cluster.until(lambda: are_out(cluster, "n6", "n7"), "both are moved out", 100)
+        await cluster.until(cluster.converged, "the others hold all copies", CONVERGED_S)
+        for name, value in data.items():
+            assert await get(cluster["n1"], name) == value
+
+    play(scenario, 7, auto_layout=False, down_out_s=30.0)
+
+
+def test_a_change_that_waits_for_a_dead_node_is_given_up_and_made_without_it() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(9, count=20)
+        await store(cluster, data)
+        await cluster.until(cluster.converged, "everything in place", CONVERGED_S)
+        assert set((await cluster["n1"].repair.control("pause")).values()) == {""}
+        await cluster.machines["n6"].kill()
+        await cluster.until(lambda: cluster["n1"].installed.require().next is not None, "a change without n6", 60)
+        await cluster.machines["n7"].kill()
+        await cluster["n1"].repair.control("resume")
+        await cluster.until(lambda: are_out(cluster, "n6", "n7"), "both are moved out", 200)
+        await cluster.until(cluster.converged, "the others hold all copies", CONVERGED_S)
+        for name, value in data.items():
+            assert await get(cluster["n1"], name) == value
+
+    play(scenario, 7, auto_layout=False, down_out_s=30.0)
+
+
+def are_out(cluster: WholeCluster, *names: str) -> bool:
+    state = cluster["n1"].installed.require()
+    return state.next is None and all(state.current.node(name) is None for name in names)
+
+
 def test_nobody_is_moved_out_when_too_few_would_be_left() -> None:
     async def scenario(cluster: WholeCluster) -> None:
         await cluster.machines["n3"].kill()
@@ -226,6 +268,30 @@ def test_nobody_is_moved_out_when_too_few_would_be_left() -> None:
         assert cluster["n1"].installed.require().epoch == 1
 
     play(scenario, 3, down_out_s=30.0)
+
+
+def test_a_refill_keeps_what_a_stand_in_gives_up_meanwhile() -> None:
+    """A node is emptied while another stands in for it, and takes long to fetch its copies, the only ones, from there: the stand-in
+    drops its own as soon as they are home."""
+
+    async def scenario(cluster: WholeCluster) -> None:
+        await cluster.machines["n2"].kill()
+        await cluster.until(lambda: not cluster["n1"].membership.is_alive("n2"), "n2 is missed")
+        data = contents(10, count=60)
+        for name, value in data.items():
+            await put(cluster["n1"], name, value, replicas=1)
+        await cluster.until(lambda: cluster["n1"].chunks.late_bytes == 0, "all copies in place")
+        for machine in cluster.machines.values():
+            if machine.core is not None:
+                machine.chunk_store.has_grace = True
+        cluster.machines["n2"].wipe()
+        cluster.repair = replace(cluster.repair, rate_bytes=10_000)
+        cluster.machines["n2"].start()
+        await cluster.until(cluster.settled, "n2 is filled again", CONVERGED_S)
+        assert await cluster.needed() <= cluster.held()
+        await check(cluster, data)
+
+    play(scenario)
 
 
 def test_registers_that_a_replica_missed_are_there_without_anybody_reading_them() -> None:
