@@ -30,7 +30,7 @@ UPPER_STEP: Final = 8
 class DigestTree:
     """``bits``: the tree has 2^bits leaves, numbered by the top bits of the items' hashes."""
 
-    __slots__ = ("_counts", "_sums", "_upper_counts", "_upper_sums", "bits", "upper_bits")
+    __slots__ = ("_counts", "_shift", "_sums", "_upper_counts", "_upper_sums", "bits", "upper_bits")
 
     def __init__(self, bits: int) -> None:
         assert 0 <= bits <= MAX_BITS
@@ -38,16 +38,19 @@ class DigestTree:
         self._sums = array("Q", bytes(8 << bits))
         self._counts = array("q", bytes(8 << bits))
         self.upper_bits = max(0, bits - UPPER_STEP)
+        self._shift = bits - self.upper_bits
         self._upper_sums = array("Q", bytes(8 << self.upper_bits))
         self._upper_counts = array("q", bytes(8 << self.upper_bits))
 
     def change(self, leaf: int, digest: int, count: int) -> None:
         """Add ``digest`` (to take one away: its negative) and ``count`` items to a leaf."""
-        self._sums[leaf] = (self._sums[leaf] + digest) & DIGEST_MASK
-        self._counts[leaf] += count
-        upper = leaf >> (self.bits - self.upper_bits)
-        self._upper_sums[upper] = (self._upper_sums[upper] + digest) & DIGEST_MASK
-        self._upper_counts[upper] += count
+        upper = leaf >> self._shift
+        sums, upper_sums = self._sums, self._upper_sums
+        sums[leaf] = (sums[leaf] + digest) & DIGEST_MASK
+        upper_sums[upper] = (upper_sums[upper] + digest) & DIGEST_MASK
+        if count:
+            self._counts[leaf] += count
+            self._upper_counts[upper] += count
 
     def leaf(self, leaf: int) -> tuple[int, int]:
         """``(sum, count)`` of one leaf."""
@@ -77,7 +80,7 @@ class DigestTree:
         assert end <= len(self._sums)
         self._sums[first:end], self._counts[first:end] = sums, counts
         if first < end:
-            shift = self.bits - self.upper_bits
+            shift = self._shift
             for upper in range(first >> shift, ((end - 1) >> shift) + 1):
                 under = slice(upper << shift, (upper + 1) << shift)
                 self._upper_sums[upper] = sum(self._sums[under]) & DIGEST_MASK

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cluster.merkle.digest_tree import MAX_BITS
 from cluster.merkle.identity import chunk_leaf, reference_digest
 from node.storage.chunk_record import Kind, Record, moved_references
 
-LeafChanges = dict[tuple[int, int], tuple[int, int]]
-"""(copies, leaf) -> what is added to the leaf's sum and count in the tree of so many copies; not reduced modulo 2^64."""
+LeafChanges = dict[int, tuple[int, int]]
+"""Place -> what is added to the leaf's sum and count; not reduced modulo 2^64. A *place* is a leaf in the tree of so many copies, as one
+number, ``copies << MAX_BITS | leaf``: each put makes and looks up some."""
 
 REFERENCED = -1
 """`ChunkState.freed` of a chunk that has references."""
@@ -200,7 +202,7 @@ class Change:
             self._leaf(chunk, now, digest_of(chunk, after), 1)
 
     def _leaf(self, chunk: bytes, copies: int, digest: int, count: int) -> None:
-        place = copies, chunk_leaf(chunk)
+        place = copies << MAX_BITS | chunk_leaf(chunk)
         sums = self.leaves.get(place)
         self.leaves[place] = (digest, count) if sums is None else (sums[0] + digest, sums[1] + count)
 

@@ -15,13 +15,16 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from cluster.merkle.digest_tree import DIGEST_MASK, DigestTree
+from cluster.merkle.digest_tree import DIGEST_MASK, MAX_BITS, DigestTree
 from cluster.merkle.identity import CHUNK_LEAF_BITS
 from node.storage.chunk_state import LeafChanges
 
-RUN_LEAVES: Final = 256
+RUN_BITS: Final = 8
+RUN_LEAVES: Final = 1 << RUN_BITS
 """Leaves in a row of the index: 4 KiB, a page of the database, of which SQLite never writes less."""
 
+_LEAF_MASK: Final = (1 << MAX_BITS) - 1
+_RUN_MASK: Final = _LEAF_MASK >> RUN_BITS
 
 NEWS_LIMIT: Final = 1 << 20
 """Bytes of news at which they are folded: 50 000 leaves, read in some 50 ms on opening."""
@@ -60,10 +63,10 @@ class ChunkTrees:
         """Of the chunks that have references."""
         self._sizes: dict[int, int] = {}
         """Copies -> chunks in the tree."""
-        self._changed: set[tuple[int, int]] = set()
-        """(copies, leaf) in which the index differs."""
-        self._stale: set[tuple[int, int]] = set()
-        """(copies, run) of which the index has newer leaves in the news."""
+        self._changed: set[int] = set()
+        """Places (`chunk_state.LeafChanges`) in which the index differs."""
+        self._stale: set[int] = set()
+        """Runs, as places without their last `RUN_BITS`, of which the index has newer leaves in the news."""
         self._news_bytes = 0
         """In the index."""
 
@@ -77,7 +80,7 @@ class ChunkTrees:
             trees._news_bytes += len(some)
             for copies, leaf, digest, count in _NEWS.iter_unpack(some):
                 trees._tree(copies).set_leaf(leaf, digest, count)
-                trees._stale.add((copies, leaf // RUN_LEAVES))
+                trees._stale.add((copies << MAX_BITS | leaf) >> RUN_BITS)
         for copies, tree in trees.by_copies.items():
             trees._sizes[copies] = tree.total
             trees.count += trees._sizes[copies]
@@ -87,9 +90,13 @@ class ChunkTrees:
     def change(self, changes: LeafChanges) -> None:
         """Take over what durable records change."""
         total = self.sum
-        for (copies, leaf), (digest, count) in changes.items():
-            tree = self.by_copies.get(copies) or self._tree(copies)
-            tree.change(leaf, digest, count)
+        known = -1
+        for place, (digest, count) in changes.items():
+            copies = place >> MAX_BITS
+            if copies != known:
+                tree = self._tree(copies)
+                known = copies
+            tree.change(place & _LEAF_MASK, digest, count)
             total += digest
             if count:
                 self.count += count
@@ -100,23 +107,26 @@ class ChunkTrees:
     def freeze(self) -> TreeChanges:
         """What the index lacks, as it is now. Trees without chunks go."""
         changed, self._changed = self._changed, set()
-        self._stale.update({(copies, leaf // RUN_LEAVES) for copies, leaf in changed})
+        self._stale.update({place >> RUN_BITS for place in changed})
         if self._news_bytes + len(changed) * _NEWS.size > NEWS_LIMIT:
-            changes = TreeChanges(
-                runs=tuple([self._run(copies, run) for copies, run in sorted(self._stale)]), folded=True
-            )
+            changes = TreeChanges(runs=tuple([self._run(run) for run in sorted(self._stale)]), folded=True)
             self._stale = set()
             self._news_bytes = 0
         else:
             trees, pack = self.by_copies, _NEWS.pack
-            changes = TreeChanges(b"".join([pack(copies, leaf, *trees[copies].leaf(leaf)) for copies, leaf in changed]))
+            news = [
+                pack(place >> MAX_BITS, place & _LEAF_MASK, *trees[place >> MAX_BITS].leaf(place & _LEAF_MASK))
+                for place in changed
+            ]
+            changes = TreeChanges(b"".join(news))
             self._news_bytes += len(changes.news)
         if 0 in self._sizes.values():
             self._sizes = {copies: size for copies, size in self._sizes.items() if size}
             self.by_copies = {copies: self.by_copies[copies] for copies in self._sizes}
         return changes
 
-    def _run(self, copies: int, run: int) -> TreeRun:
+    def _run(self, number: int) -> TreeRun:
+        copies, run = number >> MAX_BITS - RUN_BITS, number & _RUN_MASK
         tree = self.by_copies.get(copies)  # it may have been emptied long ago
         leaves = _EMPTY_RUN if tree is None else tree.packed(run * RUN_LEAVES, RUN_LEAVES)
         return TreeRun(copies, run, b"" if leaves == _EMPTY_RUN else leaves)

@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from cluster.chunks.store import ChunkStore, Reference
 from cluster.doors.clock import SystemClock
+from cluster.merkle.digest_tree import MAX_BITS
 from cluster.merkle.identity import CHUNK_LEAF_BITS, chunk_leaf, reference_digest
 from node.storage import chunk_state, chunk_trees, chunk_writer
 from node.storage.chunk_catalog import ChunkCatalog
@@ -51,7 +52,7 @@ def test_a_chunk_with_many_references_is_not_counted_anew_for_one_of_them(monkey
     change.unreference(CHUNK, 1, (7).to_bytes(16), 0)
     change.unreference(CHUNK, 1, b"y" * 16, 0)
     assert made() == 1 + 2 + 0 + 1 + 0
-    assert {place: count for place, (_, count) in change.leaves.items()} == {(3, chunk_leaf(CHUNK)): 0}
+    assert {place: count for place, (_, count) in change.leaves.items()} == {3 << MAX_BITS | chunk_leaf(CHUNK): 0}
 
 
 def test_a_chunk_moves_to_another_tree_with_everything() -> None:
@@ -91,19 +92,20 @@ def test_trees_are_the_same_after_they_were_stored(monkeypatch: pytest.MonkeyPat
     trees = ChunkTrees()
     runs: dict[tuple[int, int], TreeRun] = {}
     news: list[bytes] = []
-    items: list[tuple[tuple[int, int], int]] = []
+    items: list[tuple[int, int]] = []
     folds = 0
     for turn in range(60):
         for _ in range(50):
-            items.append(((chance.choice([1, 3, 7]), chance.randrange(1 << SMALL_BITS)), chance.getrandbits(64)))
+            place = chance.choice([1, 3, 7]) << MAX_BITS | chance.randrange(1 << SMALL_BITS)
+            items.append((place, chance.getrandbits(64)))
             trees.change({items[-1][0]: (items[-1][1], 1)})
         for _ in range(turn):
             place, digest = items.pop(chance.randrange(len(items)))
             trees.change({place: (-digest, -1)})
         if turn == 40:
-            for place, digest in [item for item in items if item[0][0] == 7]:
+            for place, digest in [item for item in items if item[0] >> MAX_BITS == 7]:
                 trees.change({place: (-digest, -1)})
-            items = [item for item in items if item[0][0] != 7]
+            items = [item for item in items if item[0] >> MAX_BITS != 7]
         changes = trees.freeze()
         assert trees.freeze() == TreeChanges()
         folds += changes.folded
