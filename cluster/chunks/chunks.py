@@ -250,7 +250,7 @@ class ClusterChunks:
                     name = waiting.pop(0)
                     running[asyncio.ensure_future(self._read_on(name, chunk, offset, length))] = name
                 elif not running:
-                    raise _read_error(chunk, failed)
+                    raise _read_error(chunk, failed, self._away(chunk))
                 timeout = self._hedge.seconds if waiting else None
                 done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
@@ -274,6 +274,10 @@ class ClusterChunks:
                 task.cancel()
             if running:
                 await asyncio.gather(*running, return_exceptions=True)
+
+    def _away(self, chunk: bytes) -> list[str]:
+        """Nodes that can't be asked now, and may have stood in for a holder."""
+        return [name for name in self._view.chunk_order(chunk) if not self._view.is_alive(name)]
 
     def _tell_bad_copies(self, chunk: bytes, failed: Mapping[str, HoldfastError]) -> None:
         bad = [name for name, error in failed.items() if isinstance(error, NotFound | Corrupt)]
@@ -308,11 +312,15 @@ def _put_error(spread: Spread) -> HoldfastError:
     return QuorumUnavailable(f"a chunk can't be stored now: a quorum of {members} is needed ({why})", retry_after_s=2)
 
 
-def _read_error(chunk: bytes, failed: dict[str, HoldfastError]) -> HoldfastError:
+def _read_error(chunk: bytes, failed: Mapping[str, HoldfastError], away: Sequence[str]) -> HoldfastError:
     name = chunk.hex()[:16]
     why = ", ".join(f"{node}: {error.code}" for node, error in sorted(failed.items()))
     if any(not isinstance(error, NotFound | Corrupt) for error in failed.values()):
         return QuorumUnavailable(f"no good copy of chunk {name} can be reached now ({why})", retry_after_s=2)
     if any(isinstance(error, Corrupt) for error in failed.values()):
         return Corrupt(f"every copy of chunk {name} is damaged ({why})")
+    if away:
+        return QuorumUnavailable(
+            f"no living node holds chunk {name} ({why}); {', '.join(away)} may, and can't be reached", retry_after_s=10
+        )
     return NotFound(f"no node holds chunk {name} ({why})")

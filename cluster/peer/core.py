@@ -216,6 +216,7 @@ class PeerCore:
             self.volumes.judge,
         )
         self.tidier = Tidier(me, self.rpc, doors.chunks, self.installed, self.volumes.judge, self.repair.budget, clock)
+        self.repair.others = lambda: [n for n, member in self.membership.members().items() if member.usable]
         self.repair.refilling = lambda: self.copier.queue_length
         sweeper = self.volumes.sweeper
         assert sweeper is not None

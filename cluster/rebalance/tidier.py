@@ -39,7 +39,10 @@ LOOK_S = 3.0
 """Between looks at whether there is anything foreign."""
 
 RETRY_S = 10.0
-"""After something could not be given up."""
+"""After something could not be given up, doubled up to `RETRY_LIMIT_S`."""
+
+RETRY_LIMIT_S = 40.0
+"""Below the time for which a replaced version's references are kept: what is retired is seen to be."""
 
 PAGE = 64
 """Chunks looked at between two pauses."""
@@ -107,6 +110,7 @@ class Tidier:
 
     async def run(self) -> None:
         rested = 0
+        pause = RETRY_S
         while True:
             self._changed.clear()
             state = self._installed.state
@@ -136,7 +140,8 @@ class Tidier:
                 self.last_error = error.message
             if clean:
                 self.last_error = ""
-            await self._unchanged_for(LOOK_S if clean else RETRY_S)
+            await self._unchanged_for(LOOK_S if clean else pause)
+            pause = RETRY_S if clean else min(2 * pause, RETRY_LIMIT_S)
 
     async def _unchanged_for(self, seconds: float) -> bool:
         """Wait so long; False as soon as the layout state is another one, whose own delay begins then."""

@@ -13,7 +13,7 @@ from cluster.governance.installed import InstalledLayout
 from cluster.merkle.digest_tree import DigestTree
 from cluster.register.store import RegisterStore
 from cluster.repair.chunk_mender import ChunkMender
-from cluster.repair.comparison import EMPTY_BITS, leaf_chunks, pack_sums, unpack_sums
+from cluster.repair.comparison import EMPTY_BITS, bit_set, leaf_chunks, pack_sums, unpack_sums
 from cluster.repair.messages import (
     CHUNK_TREE,
     REGISTER_TREE,
@@ -100,7 +100,9 @@ class RepairAnswers:
             elif (own[partition].sum(0, 0) if partition in own else 0) != theirs[len(shared) + position]:
                 registers.append(position)
         extra = tuple(copies for copies in sorted(trees) if copies not in request.copies and trees[copies].total)
-        return ComparedRoots(tuple(chunks), tuple(registers), extra, tuple(skipped))
+        return ComparedRoots(
+            bit_set(chunks, len(shared)), bit_set(registers, len(partitions)), extra, bit_set(skipped, len(partitions))
+        )
 
     def node_sums(self, request: GetNodeSums, call: IncomingCall) -> tuple[NodeSums, Buffer]:
         tree = self._tree(request.tree, request.key)

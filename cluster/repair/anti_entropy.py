@@ -45,6 +45,8 @@ class _Peer:
     references: Suspicions[ReferenceDifference]
     keys: Suspicions[KeyDifference]
     retry_s: float
+    start: float = 0.0
+    """Where listing begins, a share of all places: behind what was listed and acted on, when not all of it fits one comparison."""
     alive: bool = True
     passes: int = 0
     last_error: str = ""
@@ -164,7 +166,7 @@ class AntiEntropy:
         settings = self._settings
         peer = self._peers[name]
         try:
-            found = await self._comparison.with_peer(name)
+            found = await self._comparison.with_peer(name, peer.start)
         except HoldfastError as error:
             peer.last_error = "" if isinstance(error, StaleLayout) else error.message
             peer.due = self._clock.monotonic() + peer.retry_s * (0.5 + self._rng.random())
@@ -178,6 +180,10 @@ class AntiEntropy:
         now = self._clock.monotonic()
         references = peer.references.compared(now, found.references)
         keys = peer.keys.compared(now, found.keys)
+        if found.complete:
+            peer.start = 0.0
+        elif references or keys:
+            peer.start = found.stopped
         differs = found.references or found.keys
         pause = settings.persist_s if differs else settings.interval_s
         peer.due = now + pause * (1 + 0.2 * self._rng.random())

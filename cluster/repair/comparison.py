@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -69,11 +70,13 @@ class KeyDifference(NamedTuple):
 
 @dataclass(slots=True)
 class Differences:
-    """What a comparison found. ``complete``: nothing was left out. ``compared``: chunks that the compared sums stand for."""
+    """What a comparison found. ``complete``: nothing was left out; otherwise ``stopped`` is where to go on, a share of all places.
+    ``compared``: chunks that the compared sums stand for."""
 
     references: list[ReferenceDifference] = field(default_factory=list)
     keys: list[KeyDifference] = field(default_factory=list)
     complete: bool = True
+    stopped: float = 0.0
     compared: int = 0
 
 
@@ -98,8 +101,9 @@ class Comparison:
         self._sharing = sharing
         self._voting = voting
 
-    async def with_peer(self, peer: str) -> Differences:
-        """Compare everything shared with ``peer``. Raises HoldfastError when it doesn't answer, or under another layout."""
+    async def with_peer(self, peer: str, start: float = 0.0) -> Differences:
+        """Compare everything shared with ``peer``, listing differences from the share ``start`` of all places on, and round. Raises
+        HoldfastError when it doesn't answer, or under another layout."""
         state = self._installed.require()
         layout = state.current
         trees = self._chunks.trees()
@@ -120,24 +124,33 @@ class Comparison:
         differing: dict[int, list[int]] = {}
         flat = [(copies, partition) for copies, shared in sections for partition in shared]
         assert len(flat) == chunk_sums
-        for position in reply.message.chunks:
+        for position in set_bits(reply.message.chunks, chunk_sums):
             copies, partition = flat[position]
             differing.setdefault(copies, []).append(partition)
         for copies in reply.message.copies:
             if copies not in trees:
                 differing[copies] = list(self._sharing.chunks(layout, peer, copies))
         for copies, where in differing.items():
-            await self._compare_chunks(peer, state, copies, where, found)
-        skipped = set(reply.message.skipped)
-        for position in reply.message.registers:
-            if position not in skipped and self._voting(partitions[position]):
-                await self._compare_registers(peer, partitions[position], found)
+            await self._compare_chunks(peer, state, copies, where, found, start)
+        voting = [p for p in set_bits(reply.message.registers, len(partitions)) if self._voting(partitions[p])]
+        first = bisect_left(voting, int(start * len(partitions)))
+        for position in (*voting[first:], *voting[:first]):
+            if len(found.keys) >= DIFFERENCES_LIMIT:
+                found.complete, found.stopped = False, position / len(partitions)
+                break
+            await self._compare_registers(peer, partitions[position], found)
         return found
 
     # Chunks
 
     async def _compare_chunks(
-        self, peer: str, state: LayoutState, copies: int, partitions: Sequence[int], found: Differences
+        self,
+        peer: str,
+        state: LayoutState,
+        copies: int,
+        partitions: Sequence[int],
+        found: Differences,
+        start: float,
     ) -> None:
         mine = self._chunks.trees().get(copies, _EMPTY_CHUNKS)
         walk = Descent(mine, bits=state.current.partition_bits, differing=partitions, deepest=CHUNK_LEAF_BITS)
@@ -146,11 +159,12 @@ class Comparison:
             if not sums:
                 raise Invalid(f"the trees of {peer} are not as deep as this node's: is it of another release?")
             walk.answer(sums)
-        leaves = walk.differing
+        first = bisect_left(walk.differing, int(start * (1 << CHUNK_LEAF_BITS)))
+        leaves = walk.differing[first:] + walk.differing[:first]
         width = LEAVES_AT_ONCE
         while leaves:
             if len(found.references) >= DIFFERENCES_LIMIT:
-                found.complete = False
+                found.complete, found.stopped = False, leaves[0] / (1 << CHUNK_LEAF_BITS)
                 return
             part = leaves[:width]
             request = GetLeafChunks(copies, tuple(part))
@@ -178,9 +192,6 @@ class Comparison:
         bits, prefixes = await self._differing_places(peer, partition, mine)
         width = LEAVES_AT_ONCE
         while prefixes:
-            if len(found.keys) >= DIFFERENCES_LIMIT:
-                found.complete = False
-                return
             part = prefixes[:width]
             request = GetLeafVersions(partition, bits, tuple(part))
             reply = (await self._caller.call(peer, request, deadline_s=CALL_DEADLINE_S)).message
@@ -243,6 +254,25 @@ def _reference_differences(
         found += [ReferenceDifference(chunk, referrer, copies, mine=True) for referrer, _ in sorted(here - there)]
         found += [ReferenceDifference(chunk, referrer, copies, mine=False) for referrer, _ in sorted(there - here)]
     return found
+
+
+def bit_set(positions: Sequence[int], count: int) -> bytes:
+    """A bit for each of ``count`` things, lowest first, set at the positions."""
+    bits = bytearray((count + 7) // 8)
+    for position in positions:
+        bits[position >> 3] |= 1 << (position & 7)
+    return bytes(bits)
+
+
+def set_bits(bits: bytes, count: int) -> list[int]:
+    """The positions below ``count`` that are set, ascending."""
+    return [
+        position
+        for at, byte in enumerate(bits)
+        if byte
+        for position in range(8 * at, 8 * at + 8)
+        if byte >> (position & 7) & 1 and position < count
+    ]
 
 
 def pack_sums(sums: Sequence[int]) -> bytes:

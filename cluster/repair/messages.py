@@ -18,13 +18,13 @@ REGISTER_TREE = "registers"
 @message
 @dataclass(frozen=True, slots=True)
 class ComparedRoots:
-    """``chunks`` and ``registers``: positions of the request's sums that differ. ``copies``: classes that the receiver has beside those
-    compared. ``skipped``: positions of registers that the receiver can't speak about now (it is relearning)."""
+    """``chunks`` and ``registers``: which of the request's sums differ, a bit each, lowest first. ``copies``: classes that the receiver
+    has beside those compared. ``skipped``: registers that the receiver can't speak about now (it is relearning), a bit each."""
 
-    chunks: tuple[int, ...]
-    registers: tuple[int, ...]
+    chunks: bytes
+    registers: bytes
     copies: tuple[int, ...]
-    skipped: tuple[int, ...]
+    skipped: bytes
 
 
 @message("repair.compare-roots", reply=ComparedRoots)
@@ -153,7 +153,8 @@ class Describe(Request[Described]):
 class NodeRepair:
     """How one node's repair goes. Sizes in bytes, times in seconds, counters since its start.
 
-    ``classes`` and ``counts``: for each number of copies the chunks held in each partition, 4 bytes each, big-endian. ``lacking``:
+    ``classes`` and ``counts``: for each number of copies the chunks held in each partition, 4 bytes each, big-endian; on the wire the
+    counts are the payload, since a large cluster's are too long for a header. ``lacking``:
     copies that this node knows it should have and doesn't. ``oldest_s``: age of the oldest difference, negative for none.
     ``passes``: comparisons with all peers completed. ``oldest_verification_s``: nothing held was last read and verified longer ago;
     negative while not known."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from cluster.chunks.chunks import ClusterChunks
@@ -42,7 +43,7 @@ from cluster.repair.status import (
     summarise,
 )
 from cluster.rpc.caller import Caller
-from cluster.rpc.message import Done
+from cluster.rpc.message import Buffer, Done
 from cluster.rpc.service import Handlers, IncomingCall
 
 OVERVIEW_DEADLINE_S = 1.0
@@ -100,6 +101,8 @@ class Repair:
         self._store = store
         self._scrub = scrub
         self._clock = clock
+        self.others: Callable[[], Collection[str]] = tuple
+        """Living nodes, those outside the layout too: one that was removed may still hold what has not moved home."""
         self.refilling: Callable[[], int] = lambda: 0
         """Partitions that the copier still has to fill here."""
         self.budget = RepairBudget(clock, settings.rate_bytes, lambda: replica.served + chunks.local_reads)
@@ -188,6 +191,7 @@ class Repair:
         """What all nodes of the layout say, within two seconds. Raises NotReady without a layout."""
         layout = self._installed.require().current
         names = [node.name for node in layout.nodes]
+        names += sorted(name for name in self.others() if layout.node(name) is None)
         first = await self._ask_all(names, OVERVIEW_DEADLINE_S)
         found = summarise(layout, first)
         if not found.copies_missing:
@@ -206,9 +210,10 @@ class Repair:
         if not self._installed.is_alive(name):
             return None
         try:
-            return (await self._caller.call(name, GetRepair(), deadline_s=deadline_s)).message
+            reply = await self._caller.call(name, GetRepair(), deadline_s=deadline_s)
         except HoldfastError:
             return None
+        return replace(reply.message, counts=bytes(reply.payload))
 
     async def holders(self, chunks: Sequence[bytes]) -> dict[bytes, dict[str, bool | None]]:
         """For each chunk and each node of the layout: whether it holds the chunk; None when it doesn't answer."""
@@ -242,8 +247,9 @@ class Repair:
 
     # Answers
 
-    def _answer_get(self, request: GetRepair, call: IncomingCall) -> NodeRepair:
-        return self.local()
+    def _answer_get(self, request: GetRepair, call: IncomingCall) -> tuple[NodeRepair, Buffer]:
+        local = self.local()
+        return replace(local, counts=b""), local.counts
 
     async def _answer_control(self, request: ControlRepair, call: IncomingCall) -> Done:
         action = check_action(request.action)

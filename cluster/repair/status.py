@@ -24,7 +24,8 @@ ACTIONS = (RUN, SCRUB, PAUSE, RESUME)
 
 @dataclass(frozen=True, slots=True)
 class NodeSummary:
-    """One node of the layout. ``repair`` None: it does not answer. ``missing`` of ``due`` copies are not there."""
+    """One node of the layout, or outside with handoffs. ``repair`` None: it does not answer. ``missing`` of ``due`` copies are not
+    there."""
 
     name: str
     due: int
@@ -59,8 +60,8 @@ class RepairSummary:
 def summarise(
     layout: Layout, answers: Mapping[str, NodeRepair | None], confirmed: Mapping[str, NodeRepair | None] | None = None
 ) -> RepairSummary:
-    """``answers``: of every node of the layout, None for one that did not answer. ``confirmed``: the same a moment later; then only
-    what is missing both times counts, place by place, and everything else is as of then."""
+    """``answers``: of every node of the layout, None for one that did not answer; also of nodes outside. ``confirmed``: the same a
+    moment later; then only what is missing both times counts, place by place, and everything else is as of then."""
     names = [node.name for node in layout.nodes]
     due = dict.fromkeys(names, 0)
     missing = dict.fromkeys(names, 0)
@@ -89,10 +90,17 @@ def summarise(
         chunk_rate=chunk_rate,
         byte_rate=sum(repair.byte_rate for repair in living.values()),
         eta_s=copies_missing / chunk_rate if copies_missing and chunk_rate else None,
-        passes=min((repair.passes for repair in living.values()), default=0),
+        passes=min((repair.passes for name, repair in living.items() if name in missing), default=0),
         paused=tuple(sorted(name for name, repair in living.items() if repair.paused)),
         oldest_verification_s=max((repair.oldest_verification_s for repair in living.values()), default=0.0),
-        nodes=tuple(NodeSummary(name, due[name], missing[name], answers.get(name)) for name in names),
+        nodes=(
+            *(NodeSummary(name, due[name], missing[name], answers.get(name)) for name in names),
+            *(
+                NodeSummary(name, 0, 0, repair)
+                for name, repair in living.items()
+                if name not in missing and repair.handoffs
+            ),
+        ),
     )
 
 

@@ -244,6 +244,18 @@ def test_a_replica_that_hangs_gets_a_stand_in_behind_the_answer() -> None:
     play(scenario)
 
 
+def test_a_chunk_that_a_dead_stand_in_may_hold_is_not_called_lost() -> None:
+    async def scenario(world: World) -> None:
+        missing = blake3(b"never stored").digest()
+        with pytest.raises(NotFound):
+            await world.read(missing)
+        world.view.dead = {"e"}
+        with pytest.raises(QuorumUnavailable, match="e may"):
+            await world.read(missing)
+
+    play(scenario)
+
+
 def test_bad_copies_met_by_a_read_are_told() -> None:
     async def scenario(world: World) -> None:
         told: list[tuple[bytes, list[str]]] = []

@@ -15,6 +15,7 @@ from cluster.layout.planner import plan_layout
 from cluster.register.view import META_PARTITION
 from cluster.repair import budget as budget_module
 from cluster.repair.budget import RepairBudget
+from cluster.repair.comparison import bit_set, set_bits
 from cluster.repair.messages import NodeRepair
 from cluster.repair.sharing import Sharing
 from cluster.repair.status import pack_counts, summarise
@@ -165,6 +166,33 @@ def test_missing_is_what_the_fullest_holder_has_and_the_others_have_not(rng: ran
             counts = [held[name][copies][p] for name in layout.placement(p, copies)]
             expected += sum(max(counts) - count for count in counts)
     assert summarise(layout, answers).copies_missing == expected
+
+
+def test_what_is_missing_in_one_look_only_is_a_write_on_its_way() -> None:
+    layout = layout_of(3)
+    earlier, later = whole(layout, 7), whole(layout, 7)
+    held = dict.fromkeys(layout.partitions_of("n1"), 7)
+    earlier["n1"] = repair_of({3: {**held, 0: 6, 1: 5}}, layout.partitions)
+    later["n1"] = repair_of({3: {**held, 1: 6, 2: 3}}, layout.partitions)
+    assert summarise(layout, earlier).copies_missing == 3
+    assert summarise(layout, later).copies_missing == 5
+    assert summarise(layout, earlier, later).copies_missing == 1
+
+
+def test_handoffs_of_a_node_that_was_removed_are_seen() -> None:
+    layout = layout_of(3)
+    answers = {**whole(layout, 7), "gone": repair_of({3: {0: 2}}, layout.partitions, handoffs=2)}
+    summary = summarise(layout, answers)
+    assert not summary.whole
+    assert [(node.name, node.due) for node in summary.nodes][-1] == ("gone", 0)
+
+
+@given(st.sets(st.integers(0, 99)))
+def test_positions_travel_as_bits(positions: set[int]) -> None:
+    packed = bit_set(sorted(positions), 100)
+    assert len(packed) == 13
+    assert set_bits(packed, 100) == sorted(positions)
+    assert set_bits(packed, 50) == sorted(position for position in positions if position < 50)
 
 
 # The budget
