@@ -23,6 +23,13 @@ class Verdict(Enum):
     """No root names it: waste, or a part of a write in progress."""
 
 
+async def dead_since(judge: Judge, live: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Which of these references, all of which were LIVE a moment ago, no root names any more. They are dead for ever, whoever stored
+    them meanwhile (docs/decisions/references.md), so a copy of one that has just been taken over may be dropped at once."""
+    verdicts = await judge.judge_each(live) if live else []
+    return [pair for pair, verdict in zip(live, verdicts, strict=True) if verdict is Verdict.UNNAMED]
+
+
 class Judge(Protocol):
     async def judge(self, references: Sequence[tuple[bytes, bytes]]) -> list[Verdict]:
         """Verdicts on ``(chunk, referrer)``, in order. Raises QuorumUnavailable or Corrupt when one can't be known now."""
