@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.doors.clock import Clock
-from cluster.errors import HoldfastError
+from cluster.errors import HoldfastError, NoSpace
 from node.storage.chunk_record import HEADER_BYTES
 from node.storage.chunk_store import LogChunkStore
 from node.storage.file_evacuation import FileEvacuation
@@ -111,6 +111,9 @@ class ChunkCompaction:
             if isinstance(error, HoldfastError) and error.code == "conflict":
                 self._leave()
                 return True
+            if isinstance(error, NoSpace) and self._another_fits():
+                self._at_hand = None
+                return True
             self.waiting_for = "the chunk store to work again"
             return False
         self.last_error = None
@@ -134,6 +137,9 @@ class ChunkCompaction:
                 self._leave()
             return True, written
         if not await at_hand.release() and not at_hand.void:
+            if self._account(at_hand.number).live:
+                self._leave()
+                return True, 0
             self.waiting_for = "readers of the emptied file, or room for the index"
             return False, 0
         return True, 0
@@ -144,13 +150,11 @@ class ChunkCompaction:
 
     async def _choose(self) -> bool:
         """Take the best file in hand; whether there is one."""
-        accounts = self._store.log_files()
         short = self._store.short_of_space
+        accounts = self._store.log_files()
         if short and accounts and self._is_mostly_dead(accounts[-1]) and await self._store.seal():
             accounts = self._store.log_files()
-        worth = choose(accounts, short=short, room=self._store.room_to_move(), worth_bytes=self._worth_bytes)
-        known = {account.number: (account.live, frozenset(account.covers)) for account in accounts}
-        worth = [number for number in worth if self._unworthy.get(number) != known[number]]
+        worth = self._worth(accounts, short=short)
         self.queue_length = len(worth)
         if not worth:
             self.waiting_for = "log files that are mostly dead"
@@ -158,6 +162,21 @@ class ChunkCompaction:
         self.waiting_for = None
         self._at_hand = self._store.evacuation(worth[0])
         return True
+
+    def _worth(self, accounts: Sequence[FileAccount], *, short: bool) -> list[int]:
+        """Files worth emptying, the best first."""
+        worth = choose(accounts, short=short, room=self._store.room_to_move(), worth_bytes=self._worth_bytes)
+        known = {account.number: (account.live, frozenset(account.covers)) for account in accounts}
+        return [number for number in worth if self._unworthy.get(number) != known[number]]
+
+    def _another_fits(self) -> bool:
+        """Whether the best file for the room that there is now is not the one at hand, for which there was none."""
+        worth = self._worth(self._store.log_files(), short=self._store.short_of_space)
+        return bool(worth) and self._at_hand is not None and worth[0] != self._at_hand.number
+
+    def _account(self, number: int) -> FileAccount:
+        """Of a file that is there still."""
+        return next(account for account in self._store.log_files() if account.number == number)
 
     def _is_mostly_dead(self, account: FileAccount) -> bool:
         least = min(self._worth_bytes, WORTH_WHEN_SHORT_BYTES)

@@ -14,9 +14,13 @@ from cluster.errors import Conflict
 from cluster.rpc.message import Buffer
 from node.storage.chunk_operation import Batch, Operation
 from node.storage.chunk_record import HEADER_BYTES, MOVE_REFERENCES_LIMIT, put_size
-from node.storage.chunk_state import REFERENCED, ChunkState
+from node.storage.chunk_state import REFERENCED, ChunkState, ReferenceState
 
 NO_REFERRER = bytes(16)
+
+RESTATED_LIMIT = 64
+"""References of one chunk that are written again one by one. More of them go along in a MOVE: each record of its own costs the writer a
+look at all the chunk's references, of which there may be a hundred thousand."""
 
 
 class Relocate(Operation):
@@ -68,7 +72,7 @@ class Restate(Operation):
 
     `dropped`: referrers of the UNREFERENCE records there; `deleted`: whether there is a DELETE; `covers`: the older files that the
     file covers, empty: its cancelling records matter no more; `records`: how many this may take. The outcome is the bytes written, or the
-    chunk's state: it must be relocated instead.
+    chunk's state: it must be relocated instead (also when it has many references there).
     """
 
     __slots__ = ("covers", "deleted", "dropped", "file", "records")
@@ -100,7 +104,7 @@ class Restate(Operation):
         if state is None:
             if self.covers and self.deleted:
                 batch.delete(self.chunk)
-        elif state.file == self.file or (self.deleted and self.covers):
+        elif state.file == self.file or (self.deleted and self.covers) or self._many(state):
             self.outcome = state
             return
         else:
@@ -109,11 +113,20 @@ class Restate(Operation):
             batch.cover(self.covers)
         self.outcome = batch.size - before
 
+    def _many(self, state: ChunkState) -> bool:
+        return RESTATED_LIMIT < len(state.references) <= MOVE_REFERENCES_LIMIT and (
+            len(self._repeated(state)) > RESTATED_LIMIT
+        )
+
+    def _repeated(self, state: ChunkState) -> list[ReferenceState]:
+        """The references that must be written again."""
+        dropped = self.dropped if self.covers else ()
+        return [held for held in state.references if held.file == self.file or held.referrer in dropped]
+
     def _restate(self, batch: Batch, state: ChunkState) -> None:
         dropped = self.dropped if self.covers else ()
-        for held in state.references:
-            if held.file == self.file or held.referrer in dropped:
-                batch.add_reference(self.chunk, held.referrer, held.replicas)
+        for held in self._repeated(state):
+            batch.add_reference(self.chunk, held.referrer, held.replicas)
         since = None if state.freed == REFERENCED else state.freed
         gone = [referrer for referrer in dropped if state.reference(referrer) is None]
         if not gone and state.freed_file == self.file and since is not None:

@@ -7,7 +7,9 @@ lean on which others (see `file_ledger`), and what the trees over the references
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from cluster.merkle.digest_tree import MAX_BITS
@@ -30,6 +32,9 @@ class ReferenceState(NamedTuple):
     file: int
 
 
+_REPLICAS = itemgetter(1)
+
+
 class ChunkState(NamedTuple):
     """A chunk held: where its PUT record stands (log file, offset), its payload's length in bytes, its references by ascending
     referrer, and, without any, the store's age in ms when the last went (`freed`) and the file of the record that says so."""
@@ -42,10 +47,10 @@ class ChunkState(NamedTuple):
     freed_file: int = 0
 
     def reference(self, referrer: bytes) -> ReferenceState | None:
-        for held in self.references:
-            if held.referrer == referrer:
-                return held
-        return None
+        references = self.references
+        position = place_of(references, referrer)
+        held = references[position] if position < len(references) else None
+        return held if held is not None and held.referrer == referrer else None
 
 
 class Change:
@@ -116,23 +121,22 @@ class Change:
         state = self.get(chunk)
         if state is None:
             return
-        kept = []
+        before = state.references
+        position = following = place_of(before, referrer)
         replaced = 0
-        for held in state.references:
-            if held.referrer == referrer:
-                replaced = held.replicas
-                self._alive(held.file, -1)
-                self._cover(file, held.file)
-            else:
-                kept.append(held)
+        if position < len(before) and (held := before[position]).referrer == referrer:
+            following += 1
+            replaced = held.replicas
+            self._alive(held.file, -1)
+            self._cover(file, held.file)
         if state.freed != REFERENCED:
             self._alive(state.freed_file, -1)
         self._alive(file, 1)
-        kept.append(ReferenceState(referrer, replicas, file))
-        kept.sort()
-        self.states[chunk] = ChunkState(state.file, state.offset, state.length, tuple(kept))
+        # Sums of tuples: unpacking them into a new one takes several times as long when there are many.
+        kept = before[:position] + (ReferenceState(referrer, replicas, file),) + before[following:]  # noqa: RUF005
+        self.states[chunk] = ChunkState(state.file, state.offset, state.length, kept)
         if replaced != replicas:
-            self._referred(chunk, state.references, tuple(kept), referrer, replaced, replicas)
+            self._referred(chunk, before, kept, referrer, replaced, replicas)
 
     def unreference(self, chunk: bytes, file: int, referrer: bytes, stamp: int) -> None:
         """Drop the reference. With the last one the grace period begins, at the store's age `stamp`.
@@ -152,7 +156,8 @@ class Change:
             return
         self._alive(held.file, -1)
         self._cover(file, held.file)
-        kept = tuple(other for other in state.references if other is not held)
+        position = place_of(state.references, referrer)
+        kept = state.references[:position] + state.references[position + 1 :]
         if kept:
             self.states[chunk] = state._replace(references=kept)
         else:
@@ -190,7 +195,9 @@ class Change:
     ) -> None:
         """The referrer's reference changed from ``replaced`` copies to ``replicas`` (0: there is none). As long as the chunk stays
         in its tree no other reference is looked at: a chunk may have thousands."""
-        was, now = copies_of(before), copies_of(after)
+        was = copies_of(before)
+        stays = replaced < was or any(held.replicas == was for held in after)  # found at the first one, mostly
+        now = max(was, replicas) if stays else copies_of(after)
         if was == now:
             gained = reference_digest(chunk, referrer, replicas) if replicas else 0
             lost = reference_digest(chunk, referrer, replaced) if replaced else 0
@@ -227,9 +234,15 @@ class Change:
             self.covers.add((file, older))
 
 
+def place_of(references: tuple[ReferenceState, ...], referrer: bytes) -> int:
+    """Where the referrer's reference is, or would be. A chunk may have many thousands: none of what is done for one of them may look at
+    each of the others more than it must."""
+    return bisect_left(references, (referrer,))
+
+
 def copies_of(references: tuple[ReferenceState, ...]) -> int:
     """How many copies a chunk with these references has in the cluster: the most that one of them wants; 0 without any."""
-    return max([held.replicas for held in references], default=0)
+    return max(map(_REPLICAS, references), default=0)
 
 
 def digest_of(chunk: bytes, references: tuple[ReferenceState, ...]) -> int:

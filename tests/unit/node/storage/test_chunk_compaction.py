@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.chunks.store import Reference
 from cluster.errors import NotFound
 from node.storage import file_evacuation
 from node.storage.chunk_compaction import COMPACT_BELOW, ChunkCompaction, choose, live_size
 from node.storage.chunk_expiry import ChunkExpiry
+from node.storage.chunk_relocation import RESTATED_LIMIT
 from node.storage.chunk_store import LogChunkStore
 from node.storage.chunk_writer import Rebuild
 from node.storage.disk import RealDisk
@@ -210,3 +212,68 @@ async def test_an_index_that_is_rebuilt_meanwhile_begins_the_file_anew(harness: 
         assert not await evacuation.release() or not store.log_files()[0].covers
         await compact(job_of(store, harness))
         assert sorted(entry.chunk for entry in await everything(store)) == sorted(kept)
+
+
+async def test_many_references_of_one_chunk_go_along_in_one_record(harness: Harness) -> None:
+    """One by one, each costs the writer a look at all of them, and everybody waits for it."""
+    async with harness.store() as store:
+        chunk = await put(store, payload_of(1, 5 * KIB))
+        await put(store, payload_of(2, 5 * KIB))
+        await store.seal()
+        for number in range(RESTATED_LIMIT + 1):
+            await store.add_reference(chunk, Reference(number.to_bytes(16), 3))
+        second = store.log_files()[-1].number
+        await store.seal()
+        before = await everything(store)
+        evacuation = store.evacuation(second)
+        while not evacuation.emptied:
+            await evacuation.step()
+        assert evacuation.restated_bytes < 5 * KIB + 17 * (RESTATED_LIMIT + 2) + 200
+        assert await evacuation.release()
+        assert await everything(store) == before
+        state = await store._find(chunk)
+        assert state is not None
+        assert {held.file for held in state.references} == {state.file}
+    harness.index.unlink()
+    async with harness.store() as store:
+        assert await everything(store) == before
+
+
+async def test_a_file_for_which_there_is_no_room_makes_way_for_one_that_fits(harness: Harness) -> None:
+    """Otherwise a disk that others filled meanwhile stays full, although the other file costs next to nothing."""
+    harness.settings["file_bytes"] = 256 * KIB
+    async with harness.store() as store:
+        chunks = await fill(store, 120)
+        await store.drop_reference(chunks[0], ALICE.referrer)
+        for chunk in chunks[55:95]:
+            await store.drop_reference(chunk, ALICE.referrer)
+        await ChunkExpiry(store).run_once()
+        job = job_of(store, harness, worth_bytes=4 * KIB)
+        job._at_hand = store.evacuation(1)  # chosen while there was room
+        harness.simulated.capacity -= harness.simulated.space("").free - 130 * KIB
+        store._reserve = 1 << 40
+        for _ in range(40):
+            await job.run_once()
+            if job.files_emptied:
+                break
+        numbers = [account.number for account in store.log_files()]
+        assert 1 in numbers
+        assert 2 not in numbers
+
+
+async def test_a_file_in_which_something_stays_live_is_left(harness: Harness) -> None:
+    """Whatever the reason: one file that can't go must not keep all the others from it."""
+    async with harness.store() as store:
+        await thin_out(store, await fill(store, 40))
+        job = job_of(store, harness)
+        await job.run_once()
+        assert job._at_hand is not None
+        stuck = job._at_hand.number
+        store._catalog.ledger.accounts[stuck].live += 1
+        await compact(job)
+        assert job.files_emptied
+        assert stuck in [account.number for account in store.log_files()]
+        store._catalog.ledger.accounts[stuck].live -= 1
+        await compact(job)
+        await store.unlink_dead_files()
+        assert stuck not in [account.number for account in store.log_files()]
