@@ -39,7 +39,7 @@ from cluster.register.store import FRESH, LEARNER, VOTER, MetaWrite, Page, Parti
 from cluster.register.view import META_PARTITION
 from cluster.repair.budget import RepairBudget
 from cluster.repair.chunk_mender import fetch_chunk
-from cluster.repair.judge import Judge, Verdict, dead_since
+from cluster.repair.judge import Judge, Verdict, no_longer_live
 from cluster.rpc.caller import Caller
 from cluster.rpc.service import Handlers, IncomingCall
 
@@ -313,7 +313,8 @@ class Copier:
             reply = await self._caller.call(name, ListChunks(partition, after, PAGE), deadline_s=CALL_DEADLINE_S)
             page = [await whole(self._caller, name, listed) for listed in reply.message.chunks]
             more = reply.message.more
-            mine, live = await self._wanted([listed for listed in page if self._is_due(listed, partition, state)])
+            due = [listed for listed in page if self._is_due(listed, partition, state)]
+            mine, live = await self._wanted(due, partition, name, state)
             held = await self._chunks.holds([listed.chunk for listed in mine])
             async with asyncio.TaskGroup() as group:
                 failures: list[HoldfastError] = []
@@ -324,19 +325,26 @@ class Copier:
             held_by_right = [listed for listed in mine if self._belongs(listed, partition, name, state.current)]
             if held_by_right:
                 await self._drop_what_is_gone(name, partition, after, held_by_right)
-            for chunk, referrer in await dead_since(self._judge, live):
+            for chunk, referrer in await no_longer_live(self._judge, live):
                 await self._chunks.drop_reference(chunk, referrer)
             after = page[-1].chunk if page else b""
 
-    async def _wanted(self, page: Sequence[ListedChunk]) -> tuple[list[ListedChunk], list[tuple[bytes, bytes]]]:
-        """The chunks with the references that are to be copied, and those of them that are live. What can't be judged now is copied."""
+    async def _wanted(
+        self, page: Sequence[ListedChunk], partition: int, name: str, state: LayoutState
+    ) -> tuple[list[ListedChunk], list[tuple[bytes, bytes]]]:
+        """The chunks with the references that are to be copied from ``name``, and those of them that are live. What no root names may be
+        a write in progress, and is copied from a holder; what a stand-in has of the kind is mostly waste, and comes from the stand-in
+        when it turns out to be needed (`cluster.rebalance.tidier`). What can't be judged now is copied."""
         pairs = [(listed.chunk, reference.referrer) for listed in page for reference in listed.references]
         judged = await self._judge.judge_each(pairs) if pairs else []
         live = [pair for pair, verdict in zip(pairs, judged, strict=True) if verdict is Verdict.LIVE]
         verdicts = iter(judged)
         wanted: list[ListedChunk] = []
         for listed in page:
-            references = tuple(r for r in listed.references if next(verdicts) is not Verdict.RETIRED)
+            unwanted = {Verdict.RETIRED}
+            if not self._belongs(listed, partition, name, state.current):
+                unwanted.add(Verdict.UNNAMED)
+            references = tuple(r for r in listed.references if next(verdicts) not in unwanted)
             if references:
                 wanted.append(replace(listed, references=references))
         return wanted, live

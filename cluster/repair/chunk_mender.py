@@ -28,7 +28,7 @@ from cluster.doors.clock import Clock
 from cluster.doors.offload import Offload
 from cluster.errors import Corrupt, HoldfastError, NoSpace, NotFound, QuorumUnavailable
 from cluster.repair.budget import RepairBudget
-from cluster.repair.judge import Judge, Verdict, dead_since
+from cluster.repair.judge import Judge, Verdict, no_longer_live
 from cluster.repair.messages import Describe
 from cluster.rpc.caller import Caller
 from cluster.rpc.message import Buffer
@@ -192,7 +192,7 @@ class ChunkMender:
                 group.create_task(one(want))
         # While they were fetched they may have been overwritten and reclaimed: this node was told before it had them.
         taken = [(want.chunk, reference.referrer) for want in wanted for reference in want.references]
-        for chunk, referrer in await dead_since(self._judge, taken):
+        for chunk, referrer in await no_longer_live(self._judge, taken):
             await self._store.drop_reference(chunk, referrer)
         return failed | unsure
 

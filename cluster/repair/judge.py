@@ -23,11 +23,13 @@ class Verdict(Enum):
     """No root names it: waste, or a part of a write in progress."""
 
 
-async def dead_since(judge: Judge, live: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Which of these references, all of which were LIVE a moment ago, no root names any more. They are dead for ever, whoever stored
-    them meanwhile (docs/decisions/references.md), so a copy of one that has just been taken over may be dropped at once."""
+async def no_longer_live(judge: Judge, live: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Which of these references, all of which were LIVE a moment ago, are so no more. Whoever gives them back may have told this node
+    before it had taken its copy, and won't tell it again; so a copy that was taken over meanwhile has to go at once. Safe: what was
+    live once and is not now is never needed for writing again, and its readers have those copies that were there before."""
     verdicts = await judge.judge_each(live) if live else []
-    return [pair for pair, verdict in zip(live, verdicts, strict=True) if verdict is Verdict.UNNAMED]
+    gone = (Verdict.RETIRED, Verdict.UNNAMED)
+    return [pair for pair, verdict in zip(live, verdicts, strict=True) if verdict in gone]
 
 
 class Judge(Protocol):
