@@ -195,10 +195,12 @@ def test_a_register_that_is_behind_is_told_from_one_that_is_ahead() -> None:
 # Windows
 
 
-def windows(pair: Pair, limit: int, monkeypatch: pytest.MonkeyPatch, rounds: int) -> list[Differences]:
+def windows(
+    pair: Pair, limit: int, monkeypatch: pytest.MonkeyPatch, rounds: int, leaves_at_once: int = 4
+) -> list[Differences]:
     """Comparisons that go on where the one before has stopped, though nothing is mended between them."""
     monkeypatch.setattr(comparison_module, "DIFFERENCES_LIMIT", limit)
-    monkeypatch.setattr(comparison_module, "LEAVES_AT_ONCE", 4)
+    monkeypatch.setattr(comparison_module, "LEAVES_AT_ONCE", leaves_at_once)
     found: list[Differences] = []
 
     async def main() -> None:
@@ -250,6 +252,15 @@ def test_many_differences_of_one_class_hide_none_of_another(monkeypatch: pytest.
     assert sorted({d for window in found for d in window.references}) == pair.expected_references(0)
 
 
+def test_a_full_leaf_of_one_class_does_not_hide_the_same_leaf_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair()
+    for number in range(4):
+        pair.refer(0, bytes(31) + bytes((number,)), referrer_named(1), 2 + number % 2)
+    pair.refer(0, b"\xff" * 32, referrer_named(1), 3)
+    found = windows(pair, 1, monkeypatch, 2, leaves_at_once=1)
+    assert sorted(found[0].references + found[1].references) == pair.expected_references(0)
+
+
 def test_many_references_hide_no_registers_and_these_no_references(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(partition_bits=6)
     for number in range(400):
@@ -262,7 +273,6 @@ def test_many_references_hide_no_registers_and_these_no_references(monkeypatch: 
 
 @pytest.mark.parametrize("partition_bits", [4, 7, 9])
 def test_going_on_at_a_partition_begins_with_it(partition_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the share that stands for the place is not exact in binary."""
     pair = Pair(partition_bits=partition_bits)
     layout = pair.state.current
     for number in range(layout.partitions):
