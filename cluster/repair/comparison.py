@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cluster.chunks.listing import whole
 from cluster.chunks.messages import ListedChunk
@@ -37,6 +37,8 @@ from cluster.repair.messages import (
 from cluster.repair.sharing import Sharing
 from cluster.rpc.caller import Caller
 from cluster.rpc.message import Buffer
+
+T = TypeVar("T")
 
 CALL_DEADLINE_S = 10.0
 
@@ -130,28 +132,26 @@ class Comparison:
         for copies in reply.message.copies:
             if copies not in trees:
                 differing[copies] = list(self._sharing.chunks(layout, peer, copies))
+        places: list[tuple[int, int]] = []
         for copies, where in differing.items():
-            await self._compare_chunks(peer, state, copies, where, found, start)
+            places += [(leaf, copies) for leaf in await self._differing_leaves(peer, state, copies, where)]
+        places.sort()
         voting = [p for p in set_bits(reply.message.registers, len(partitions)) if self._voting(partitions[p])]
-        first = bisect_left(voting, int(start * len(partitions)))
-        for position in (*voting[first:], *voting[:first]):
-            if len(found.keys) >= DIFFERENCES_LIMIT:
-                found.complete, found.stopped = False, position / len(partitions)
-                break
-            await self._compare_registers(peer, partitions[position], found)
+        stops = [
+            await self._compare_chunks(peer, _from(places, start, lambda place: _share(place[0])), found),
+            await self._compare_keys(peer, _from(voting, start, lambda p: p / len(partitions)), partitions, found),
+        ]
+        reached = [stop for stop in stops if stop is not None]
+        if reached:
+            # where the listing that got less far has stopped, so that neither kind is passed over for the other's sake
+            found.complete, found.stopped = False, min(reached, key=lambda stop: (stop - start) % 1.0)
         return found
 
     # Chunks
 
-    async def _compare_chunks(
-        self,
-        peer: str,
-        state: LayoutState,
-        copies: int,
-        partitions: Sequence[int],
-        found: Differences,
-        start: float,
-    ) -> None:
+    async def _differing_leaves(
+        self, peer: str, state: LayoutState, copies: int, partitions: Sequence[int]
+    ) -> Sequence[int]:
         mine = self._chunks.trees().get(copies, _EMPTY_CHUNKS)
         walk = Descent(mine, bits=state.current.partition_bits, differing=partitions, deepest=CHUNK_LEAF_BITS)
         while (question := walk.question()) is not None:
@@ -159,22 +159,32 @@ class Comparison:
             if not sums:
                 raise Invalid(f"the trees of {peer} are not as deep as this node's: is it of another release?")
             walk.answer(sums)
-        first = bisect_left(walk.differing, int(start * (1 << CHUNK_LEAF_BITS)))
-        leaves = walk.differing[first:] + walk.differing[:first]
+        return walk.differing
+
+    async def _compare_chunks(self, peer: str, places: Sequence[tuple[int, int]], found: Differences) -> float | None:
+        """List the leaves, given as ``(leaf, copies)``; where that stopped, None if nowhere. All classes of a leaf, or none: many
+        differences of one class hide none of another."""
         width = LEAVES_AT_ONCE
-        while leaves:
-            if len(found.references) >= DIFFERENCES_LIMIT:
-                found.complete, found.stopped = False, leaves[0] / (1 << CHUNK_LEAF_BITS)
-                return
-            part = leaves[:width]
-            request = GetLeafChunks(copies, tuple(part))
-            reply = (await self._caller.call(peer, request, deadline_s=CALL_DEADLINE_S)).message
-            if reply.more and width > 1:
-                width = max(1, width // 2)
-                continue
-            leaves = leaves[width:]
-            theirs = {listed.chunk: await whole(self._caller, peer, listed) for listed in reply.chunks}
-            found.references += _reference_differences(copies, await leaf_chunks(self._chunks, copies, part), theirs)
+        listed = -1
+        while places:
+            if len(found.references) >= DIFFERENCES_LIMIT and places[0][0] != listed:
+                return _share(places[0][0])
+            part = places[:width]
+            here: list[ReferenceDifference] = []
+            for copies in sorted({copies for _, copies in part}):
+                leaves = tuple(leaf for leaf, of in part if of == copies)
+                request = GetLeafChunks(copies, leaves)
+                reply = (await self._caller.call(peer, request, deadline_s=CALL_DEADLINE_S)).message
+                if reply.more and width > 1:
+                    width = max(1, width // 2)
+                    break
+                theirs = {entry.chunk: await whole(self._caller, peer, entry) for entry in reply.chunks}
+                here += _reference_differences(copies, await leaf_chunks(self._chunks, copies, leaves), theirs)
+            else:
+                found.references += here
+                listed = part[-1][0]
+                places = places[width:]
+        return None
 
     async def _node_sums(self, peer: str, tree: str, key: int, bits: int, prefixes: Sequence[int]) -> Sequence[int]:
         """The peer's sums; none when its tree is not so deep."""
@@ -186,6 +196,16 @@ class Comparison:
         return sums
 
     # Registers
+
+    async def _compare_keys(
+        self, peer: str, positions: Sequence[int], partitions: Sequence[int], found: Differences
+    ) -> float | None:
+        """List the differing of the partitions shared; where that stopped, None if nowhere."""
+        for position in positions:
+            if len(found.keys) >= DIFFERENCES_LIMIT:
+                return position / len(partitions)
+            await self._compare_registers(peer, partitions[position], found)
+        return None
 
     async def _compare_registers(self, peer: str, partition: int, found: Differences) -> None:
         mine = self._registers.trees().get(partition, _EMPTY_REGISTERS)
@@ -222,6 +242,17 @@ class Comparison:
                 return before
             walk.answer(sums)
         return walk.bits, walk.differing
+
+
+def _share(leaf: int) -> float:
+    """Where a leaf of chunks is, of all places."""
+    return leaf / (1 << CHUNK_LEAF_BITS)
+
+
+def _from(ordered: Sequence[T], start: float, share: Callable[[T], float]) -> list[T]:
+    """From the first whose share is ``start`` or more on, and round."""
+    first = bisect_left(ordered, start, key=share)
+    return [*ordered[first:], *ordered[:first]]
 
 
 async def leaf_chunks(store: ChunkStore, copies: int, leaves: Sequence[int]) -> dict[bytes, ListedChunk]:

@@ -23,6 +23,7 @@ from benchmark.testbed import NODES, Testbed
 VOLUME_BYTES, QUICK_VOLUME_BYTES = 256 * MIB, 64 * MIB
 SECONDS, QUICK_SECONDS = 5.0, 2.0
 IDLE_S, QUICK_IDLE_S = 10.0, 5.0
+REGISTERS, QUICK_REGISTERS = 1_000_000, 100_000
 RUNS, QUICK_RUNS = 3, 1
 
 
@@ -41,6 +42,7 @@ def main() -> None:
             volume_bytes=QUICK_VOLUME_BYTES if given.quick else VOLUME_BYTES,
             seconds=QUICK_SECONDS if given.quick else SECONDS,
             idle_s=QUICK_IDLE_S if given.quick else IDLE_S,
+            registers=QUICK_REGISTERS if given.quick else REGISTERS,
             directory=Path(directory),
             note=note,
         )

@@ -1,4 +1,4 @@
-"""What repair costs and how fast it is: a refill beside a plain copy, users beside a refill, trees beside writes, replicas in step."""
+"""What repair costs and how fast it is: a refill beside a plain copy, users beside a refill, trees."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _copy(sources: list[Path], target: Path) -> float:
 
 
 async def trees(testbed: Testbed, plan: Plan) -> list[Figure]:
-    """Updates of a Merkle tree; what share of a small write's processor time that is shows beside `chunk`."""
+    """Updates of a Merkle tree; what share of a small write's processor time they are, `in_step` measures."""
     figure = Figure("Merkle tree updates", "updates/s")
     rng = Random(1)  # noqa: S311 - any ids will do
     references = [(rng.randbytes(32), rng.randbytes(16)) for _ in range(UPDATES)]

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 
 from bench_rpc import measure_calls, measure_payloads
 
-from benchmark import coordinator, floor, healing, large_load, small_load
+from benchmark import coordinator, floor, healing, in_step, large_load, small_load
 from benchmark.figure import Aim, Figure
 from benchmark.large_load import Address, Copies, Get, Put
 from benchmark.plan import MIB, Plan, delete_volumes, volume_path
@@ -191,7 +191,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "put": put,
     "get": get,
     "trees": healing.trees,
-    "in-step": healing.in_step,
+    "in-step": in_step.in_step,
     "refill": healing.refill,
 }
 """By the name that ``--only`` takes, in the order in which they run: what is idle first, what fills disks last."""

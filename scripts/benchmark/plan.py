@@ -14,12 +14,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much to measure. ``note`` is told what is being done."""
+    """How much to measure. ``registers``: on each of two sides that are compared. ``note`` is told what is being done."""
 
     runs: int
     volume_bytes: int
     seconds: float
     idle_s: float
+    registers: int
     directory: Path
     note: Callable[[str], None]
 

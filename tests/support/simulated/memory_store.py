@@ -23,13 +23,14 @@ from cluster.register.store import (
 )
 
 TREE_BITS = 8
-"""Of every partition's tree; never deeper."""
+"""Of every partition's tree, unless a disk is made with others; never deeper."""
 
 
 class DiskContent:
     """What survives a crash."""
 
-    def __init__(self) -> None:
+    def __init__(self, tree_bits: int = TREE_BITS) -> None:
+        self._tree_bits = tree_bits
         self.registers: dict[int, dict[RegisterKey, Record]] = {}
         self.trees: dict[int, DigestTree] = {}
         self.partitions: dict[int, PartitionRecord] = {}
@@ -53,8 +54,8 @@ class DiskContent:
 
     def _put(self, partition: int, key: RegisterKey, record: Record | None) -> None:
         held = self.registers.setdefault(partition, {})
-        tree = self.trees.setdefault(partition, DigestTree(TREE_BITS))
-        leaf = _place(key) >> (PLACE_BITS - TREE_BITS)
+        tree = self.trees.setdefault(partition, DigestTree(self._tree_bits))
+        leaf = _place(key) >> (PLACE_BITS - self._tree_bits)
         old = held.pop(key, None)
         if old is not None:
             tree.change(leaf, -_digest(key, old), -1)
