@@ -2,7 +2,7 @@
 
 Comparing trees finds registers that two replicas hold at different versions. Which of them is right can't be told from the two: the newest
 version may be an acceptance that never reached a quorum. So the mender asks all replicas. A version that a quorum holds is decided and is
-taken over; everything else is settled by the partition's leader, which writes it to all. No value is ever taken over in another way
+taken over; everything else is settled by the partition's leader, which writes it to all if it has to. No value is taken over in another way
 (`cluster.register.copying`). Only a voter mends: others copy everything. Owns no state but counters.
 """
 
@@ -98,10 +98,19 @@ class RegisterMender:
             unsettled += await self._acceptor.import_records(partition, records, NO_BALLOT, origin)
             self.taken_over += len(taken)
         for key in unsettled:
-            await self._registers.settle(key, partition=partition)
+            await self._settle(partition, key)
             self.settled += 1
         if failures:
             raise failures[0]
+
+    async def _settle(self, partition: int, key: RegisterKey) -> None:
+        """Have the leader decide. If it has decided without this replica on something older than what is held here (an acceptance that
+        reached no quorum, a tombstone that others have purged), it has to be written again: comparison would find the two different for
+        ever."""
+        settled = await self._registers.settle(key, partition=partition)
+        held = await self._acceptor.read(partition, key, self._view.epoch)
+        if held.version > settled.record.version:
+            await self._registers.write_again(key, settled, partition=partition)
 
     async def _look(self, partition: int, key: RegisterKey, rule: QuorumRule) -> Decided | None:
         """The register as decided, or None when that has to be settled."""

@@ -59,6 +59,7 @@ class Registers:
     def __init__(
         self, me: str, caller: Caller, scatter: Scatter, view: LayoutView, clock: Clock, rng: random.Random
     ) -> None:
+        self._me = me
         self._caller = caller
         self._view = view
         self._clock = clock
@@ -126,9 +127,18 @@ class Registers:
         """Set without a condition. Raises QuorumUnavailable, OutcomeUnknown."""
         await self._update(key, Change(ANY, value), None)
 
-    async def settle(self, key: RegisterKey, *, partition: int) -> None:
+    async def settle(self, key: RegisterKey, *, partition: int) -> Reading:
         """Have the partition's leader decide what the register holds. Raises QuorumUnavailable."""
-        await self._settle(partition, key)
+        return await self._settle(partition, key)
+
+    async def write_again(self, key: RegisterKey, settled: Reading, *, partition: int) -> None:
+        """Write what was settled anew, because this node holds something newer of which the leader's quorum has never heard; nothing when
+        the register is no longer that. This node leads it itself: its ballot is above all that it has accepted, and that of
+        the leader may not be. Raises QuorumUnavailable, OutcomeUnknown (nothing that anybody can see has changed)."""
+        (version, value), fence = settled
+        change = creation(version, fence, None) if value is None else replacement(value, value)
+        request = Update(partition, key.table, key.partition, key.sort, change.mode, change.value, change.expected)
+        await self._caller.call(self._me, request, deadline_s=ATTEMPT_DEADLINE_S)
 
     async def delete_again(self, key: RegisterKey, version: Version, *, partition: int) -> None:
         """Write the tombstone of this version anew, so that replicas that lack it get it; nothing when the register is no longer that

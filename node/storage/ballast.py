@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 
 from node.storage.disk import Disk
 
@@ -93,24 +94,25 @@ class Ballast:
             self.release(lacking)
 
     def grow(self) -> None:
-        """Allocate what is missing, as far as there is room."""
+        """Allocate what is missing, as far as there is room. What goes wrong is only missed: the chunk writer is not stopped by it."""
         with self._lock:
             if self._descriptor < 0 or self.held >= self.size:
                 return
-            room = self._disk.space(self._directory).free - GROW_MARGIN_BYTES
-            wanted = min(self.size - self.held, room)
-            if wanted < min(RELEASE_BYTES, self.size - self.held):
-                return
+            held = self.held
             try:
+                room = self._disk.space(self._directory).free - GROW_MARGIN_BYTES
+                wanted = min(self.size - self.held, room)
+                if wanted < min(RELEASE_BYTES, self.size - self.held):
+                    return
                 self._disk.allocate(self._descriptor, self.held, wanted)
                 self._disk.fdatasync(self._descriptor)
                 self.held += wanted
             except OSError as error:
                 log.warning("the ballast can't grow: %s", error)
-                try:
-                    self._cut(self.held)
-                except OSError:
+                with suppress(OSError):
                     self.held = self._disk.size(self._descriptor)
+                with suppress(OSError):
+                    self._cut(held)
 
     def _opened(self) -> bool:
         """Whether there is a file, opened if need be."""

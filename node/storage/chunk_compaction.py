@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.doors.clock import Clock
-from cluster.errors import HoldfastError, NoSpace
+from cluster.errors import HoldfastError
 from node.storage.chunk_record import HEADER_BYTES
 from node.storage.chunk_store import LogChunkStore
 from node.storage.file_evacuation import FileEvacuation
@@ -111,9 +111,6 @@ class ChunkCompaction:
             if isinstance(error, HoldfastError) and error.code == "conflict":
                 self._leave()
                 return True
-            if isinstance(error, NoSpace) and self._another_fits():
-                self._at_hand = None
-                return True
             self.waiting_for = "the chunk store to work again"
             return False
         self.last_error = None
@@ -131,6 +128,9 @@ class ChunkCompaction:
         if at_hand is None:
             return await self._choose(), 0
         if not at_hand.emptied:
+            if self._another_fits(at_hand):
+                self._at_hand = None
+                return True, 0
             written = await at_hand.step()
             self.moved_bytes += written
             if not self._is_worth(at_hand):
@@ -169,10 +169,15 @@ class ChunkCompaction:
         known = {account.number: (account.live, frozenset(account.covers)) for account in accounts}
         return [number for number in worth if self._unworthy.get(number) != known[number]]
 
-    def _another_fits(self) -> bool:
-        """Whether the best file for the room that there is now is not the one at hand, for which there was none."""
-        worth = self._worth(self._store.log_files(), short=self._store.short_of_space)
-        return bool(worth) and self._at_hand is not None and worth[0] != self._at_hand.number
+    def _another_fits(self, at_hand: FileEvacuation) -> bool:
+        """Whether there is no room any more for what is left of the file at hand, but for another one: half a file moved gives nothing
+        back, and would take the room that the other one needs."""
+        room = self._store.room_to_move()
+        if at_hand.size + WORTH_WHEN_SHORT_BYTES <= room:
+            return False
+        if live_size(self._account(at_hand.number)) + WORTH_WHEN_SHORT_BYTES <= room:
+            return False
+        return bool(self._worth(self._store.log_files(), short=self._store.short_of_space))
 
     def _account(self, number: int) -> FileAccount:
         """Of a file that is there still."""

@@ -52,6 +52,8 @@ class LogFiles:
         self._lock = threading.Lock()
         self._open: dict[int, list[int]] = {}
         """File number -> [descriptor, pins], least recently pinned first."""
+        self._unlinked: set[int] = set()
+        """Files that are gone but were pinned once more before they went: their space is free when they are closed."""
 
     def path(self, number: int) -> str:
         return os.path.join(self.directory, file_name(number))
@@ -89,7 +91,13 @@ class LogFiles:
 
     def unpin(self, number: int) -> None:
         with self._lock:
-            self._open[number][1] -= 1
+            entry = self._open[number]
+            entry[1] -= 1
+            if entry[1] or number not in self._unlinked:
+                return
+            del self._open[number]
+            self._unlinked.discard(number)
+        self.disk.close(entry[0])
 
     def adopt(self, number: int, descriptor: int) -> None:
         """Keep a descriptor that somebody else opened."""
@@ -112,6 +120,18 @@ class LogFiles:
             del self._open[number]
         self.disk.close(entry[0])
         return True
+
+    def unlinked(self, number: int) -> None:
+        """The file's name is gone. Somebody may have opened it again since `forget`: close it when nobody reads it any more."""
+        with self._lock:
+            entry = self._open.get(number)
+            if entry is None:
+                return
+            if entry[1]:
+                self._unlinked.add(number)
+                return
+            del self._open[number]
+        self.disk.close(entry[0])
 
     def _overdue(self) -> list[int]:
         spare = len(self._open) - OPEN_FILES_LIMIT

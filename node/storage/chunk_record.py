@@ -188,6 +188,11 @@ def parse_header(data: Buffer, start: int, offset: int, salt: int | None) -> Rec
     return Record(kind, flags, replicas, length, stamp, own_salt, batch, chunk, referrer, table, references)
 
 
+def has_salt(data: Buffer, start: int, salt: int | None) -> bool:
+    """Whether the record that seems to begin at `data[start]` says that it is of the file with this salt (None: of any)."""
+    return salt is None or _HEADER.unpack_from(data, start + _PREFIX.size)[6] == salt
+
+
 def header_span(data: Buffer, start: int) -> int:
     """How many bytes from `start` `parse_header` needs to judge what seems to begin there; 0 when it is no record at all."""
     if len(data) - start < HEADER_BYTES:

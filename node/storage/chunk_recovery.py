@@ -23,8 +23,10 @@ from node.storage.chunk_record import (
     FILE_HEADER_BYTES,
     HEADER_BYTES,
     RECORD_LIMIT,
+    WITH_PAYLOAD,
     Kind,
     Record,
+    header_span,
     pack_header,
     parse_file_header,
     parse_header,
@@ -333,12 +335,15 @@ class ChunkRecovery:
         descriptor = self._files.pin(number)
         try:
             header = self._disk.pread(descriptor, min(gap.length, payload_start(PAYLOAD_LIMIT)), gap.offset)
+            span = header_span(header, 0)
+            if len(header) < span <= gap.length:  # a MOVE has its references between checksums and payload
+                header = self._disk.pread(descriptor, span, gap.offset)
         except OSError:
             return b""
         finally:
             self._files.unpin(number)
         record = parse_header(header, 0, gap.offset, self._salts[number])
-        return record.chunk if record is not None and record.kind == Kind.PUT else b""
+        return record.chunk if record is not None and record.kind in WITH_PAYLOAD else b""
 
     def _mend(self, descriptor: int, salt: int, batch: int, end: int, torn: list[Gap], cut: int) -> None:
         """Make the newest file end with its last whole record, without holes, and durable."""

@@ -30,12 +30,12 @@ from cluster.chunks.store import (
     StoreFailed,
 )
 from cluster.doors.clock import Clock
-from cluster.errors import Corrupt, Invalid, NotFound
+from cluster.errors import Corrupt, Invalid, NoSpace, NotFound
 from cluster.merkle.digest_tree import DigestTree
 from cluster.rpc.message import Buffer
 from node.storage.ballast import RELEASE_BYTES, START_BYTES, Ballast, default_ballast
 from node.storage.chunk_catalog import ABSENT, PREFIX_BYTES, ChunkCatalog, merged_page
-from node.storage.chunk_index import ChunkIndex, Damage, IndexDamaged
+from node.storage.chunk_index import ChunkIndex, Damage, IndexDamaged, IndexFull
 from node.storage.chunk_log import ChunkLog, LogFiles
 from node.storage.chunk_operation import AddReference, Condemn, Delete, DropReference, Expire, Operation, Put
 from node.storage.chunk_reading import ChunkReading, Damaged, Position, PositionCache
@@ -614,6 +614,8 @@ class LogChunkStore:
             except IndexDamaged as error:
                 await self._submit(Rebuild(self._future(), epoch, str(error)))
                 continue
+            except IndexFull as error:
+                raise NoSpace(f"the disk is full: {error}", retry_after_s=1) from error
             if catalog.epoch == epoch:
                 return answer
 

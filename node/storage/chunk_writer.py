@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.chunks.store import StoreFailed
 from cluster.doors.clock import Clock
-from cluster.errors import HoldfastError
+from cluster.errors import HoldfastError, NoSpace
 from node.storage.ballast import Ballast
 from node.storage.chunk_catalog import ChunkCatalog
 from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, Snapshot
@@ -216,6 +216,10 @@ class ChunkWriter:
         except HoldfastError as error:
             for operation in group:
                 operation.outcome = error
+        except IndexFull as error:  # nothing was decided yet
+            self._ballast.release()
+            for operation in group:
+                operation.outcome = NoSpace(f"the disk is full: {error}; nothing was changed", retry_after_s=1)
         except Exception as error:
             log.exception("the chunk writer failed")
             failure = self._log.poison(error, "committing a batch")
@@ -362,6 +366,7 @@ class ChunkWriter:
                 break  # being read; and none may go before an older one
             try:
                 self._disk.unlink(self._files.path(number))
+                self._files.unlinked(number)
                 self._disk.fsync_directory(self._files.directory)
             except OSError as error:
                 log.warning("a dead log file can't be unlinked: %s", error)

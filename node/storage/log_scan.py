@@ -19,6 +19,7 @@ from node.storage.chunk_record import (
     WITH_PAYLOAD,
     Record,
     blocks_match,
+    has_salt,
     header_span,
     parse_header,
     payload_start,
@@ -84,6 +85,8 @@ class LogScan:
         span = header_span(window, start)
         if not span or offset + span > self._size:
             return None
+        if span > len(window) - start and not has_salt(window, start, self.salt):
+            return None  # bytes that only look like a record may claim megabytes of references, one after the other
         window, start = self._bytes(offset, span, reach)
         record = parse_header(window, start, offset, self.salt)
         if record is None or offset + record_size(record) > self._size:
@@ -97,7 +100,7 @@ class LogScan:
     def _search(self, offset: int) -> int:
         """Where the next whole record begins, or the file's size."""
         while offset < self._size:
-            window, start = self._bytes(offset, min(WINDOW, self._size - offset), WINDOW)
+            window, start = self._bytes(offset, len(RECORD_MAGIC), WINDOW)
             found = window.find(RECORD_MAGIC, start)
             if found < 0:
                 offset = max(self._window_start + len(window) - len(RECORD_MAGIC) + 1, offset + 1)

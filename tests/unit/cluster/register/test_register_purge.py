@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cluster.errors import HoldfastError, NotReady, QuorumUnavailable, StaleLayout
-from cluster.register.ballot import NO_BALLOT, NO_VERSION, Ballot
+from cluster.register.ballot import NO_BALLOT, NO_VERSION, Ballot, Version
 from cluster.register.change import creation
 from cluster.register.copying import Copied, Origin
 from cluster.register.key import RegisterKey
 from cluster.register.messages import Accept, FencePurge, Purge, Tombstone
 from cluster.register.record import ABSENT, Record
-from cluster.register.store import FRESH, LEARNER, VOTER, RegisterWrite
+from cluster.register.store import FRESH, LEARNER, VOTER, PartitionWrite, RegisterWrite
 from tests.support.simulated.fabric import Fabric
 from tests.support.simulated.layouts import Script
 from tests.support.simulated.loop import run_virtual
@@ -269,6 +270,45 @@ async def test_mending_takes_over_what_a_quorum_holds_and_settles_the_rest(clust
     decided = {await cluster[name].registers.read(keys[3]) for name in NAMES}
     assert len(decided) == 1
     await cluster["c"].mender.mend(cluster.partition, [])
+
+
+async def mended_without_the_leader(cluster: Cluster, value: bytes | None) -> None:
+    """One replica alone holds a newer version, and is always the last to answer the leader, for whom all is settled without it."""
+    if value is not None:
+        await cluster["a"].registers.put(PLACE, value)
+        await asyncio.sleep(1)
+    await cluster.machines["c"].crash()
+    version = cluster.held("a").version
+    ballot = Ballot(version.round + 1, "b/")  # of a leader that reached nobody else
+    disk = cluster.machines["c"].disk
+    promised = replace(disk.partitions[cluster.partition], promised=ballot)
+    alone = Record(Version(*ballot, 1), None)
+    disk.apply([PartitionWrite(cluster.partition, promised), RegisterWrite(cluster.partition, PLACE, alone)])
+    await cluster.machines["c"].start()
+    await asyncio.sleep(1)
+    learn = cluster["c"].acceptor.learn
+
+    async def late(*arguments: Any) -> Any:
+        await asyncio.sleep(0.1)
+        return await learn(*arguments)
+
+    cluster["c"].acceptor.learn = late  # type: ignore[method-assign, assignment]
+    await cluster["c"].mender.mend(cluster.partition, [PLACE])
+    await asyncio.sleep(1)
+    assert len({cluster.held(name) for name in NAMES}) == 1
+    assert cluster.held("c").value == value
+
+
+@in_cluster
+async def test_mending_ends_although_the_leader_never_hears_of_a_tombstone_left_here(cluster: Cluster) -> None:
+    await mended_without_the_leader(cluster, None)
+    await cluster.purge_round()
+    assert [cluster.held(name) for name in NAMES] == [ABSENT] * 3
+
+
+@in_cluster
+async def test_mending_ends_although_the_leader_never_hears_of_a_deletion_tried_here(cluster: Cluster) -> None:
+    await mended_without_the_leader(cluster, b"w")
 
 
 @in_cluster

@@ -11,11 +11,15 @@ from cluster.errors import NotFound
 from node.storage import file_evacuation
 from node.storage.chunk_compaction import COMPACT_BELOW, ChunkCompaction, choose, live_size
 from node.storage.chunk_expiry import ChunkExpiry
+from node.storage.chunk_record import FILE_HEADER_BYTES, MOVE_REFERENCES_LIMIT, Kind, pack_header
+from node.storage.chunk_recovery import ChunkRecovery
 from node.storage.chunk_relocation import RESTATED_LIMIT
 from node.storage.chunk_store import LogChunkStore
 from node.storage.chunk_writer import Rebuild
 from node.storage.disk import RealDisk
 from node.storage.file_ledger import FileAccount
+from node.storage.log_scan import Gap, LogScan
+from tests.unit.node.storage.simulated_disk import SimulatedDisk
 from tests.unit.node.storage.test_chunk_store import ALICE, BOB, Harness, everything, payload_of, put
 
 KIB = 1024
@@ -259,6 +263,7 @@ async def test_a_file_for_which_there_is_no_room_makes_way_for_one_that_fits(har
         numbers = [account.number for account in store.log_files()]
         assert 1 in numbers
         assert 2 not in numbers
+        assert job.moved_bytes < 60 * KIB, "nothing was moved in vain"
 
 
 async def test_a_file_in_which_something_stays_live_is_left(harness: Harness) -> None:
@@ -277,3 +282,68 @@ async def test_a_file_in_which_something_stays_live_is_left(harness: Harness) ->
         await compact(job)
         await store.unlink_dead_files()
         assert stuck not in [account.number for account in store.log_files()]
+
+
+async def test_a_file_that_is_opened_while_it_goes_gives_its_space_back(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its last close and its unlinking somebody may open it: the space is the disk's again when that descriptor is closed."""
+    async with harness.store() as store:
+        for chunk in await fill(store, 30):
+            await store.drop_reference(chunk, ALICE.referrer)
+        files = store._files
+        pinned: list[int] = []
+        unlink = harness.simulated.unlink
+
+        def late(path: str) -> None:
+            number = int(path[-12:-4])
+            files.pin(number)
+            if pinned:
+                files.unpin(number)  # one is read and done with, the other one still read
+            pinned.append(number)
+            unlink(path)
+
+        monkeypatch.setattr(harness.simulated, "unlink", late)
+        await store.expire(100)
+        await store.seal()
+        await store.unlink_dead_files()
+        assert len(pinned) >= 2
+        assert files._open.keys() & set(pinned) == {pinned[0]}
+        files.unpin(pinned[0])
+        assert not files._open.keys() & set(pinned)
+        assert len(harness.simulated._descriptors) == len(files._open)
+
+
+def test_a_search_does_not_read_what_foreign_bytes_claim() -> None:
+    """A stored copy of a chunk log is full of headers of moves, each of which may claim megabytes of references."""
+    disk = SimulatedDisk()
+    descriptor = disk.create("/log")
+    claim = pack_header(Kind.MOVE, 0, 0, 7, 0, length=5, references=MOVE_REFERENCES_LIMIT)
+    claims = claim * 500
+    size = FILE_HEADER_BYTES + len(claims) + (6 << 20)
+    disk.pwritev(descriptor, [claims], FILE_HEADER_BYTES)
+    disk.truncate(descriptor, size)
+    read = 0
+    pread = disk.pread
+
+    def counted(descriptor: int, length: int, offset: int) -> bytes:
+        nonlocal read
+        read += length
+        return pread(descriptor, length, offset)
+
+    disk.pread = counted  # type: ignore[method-assign]
+    entries = list(LogScan(disk, descriptor, size, 8, start=FILE_HEADER_BYTES, verify_from=size).entries())
+    assert entries == [Gap(FILE_HEADER_BYTES, size - FILE_HEADER_BYTES)]
+    assert read < 3 * size
+
+
+async def test_a_damaged_move_is_named(harness: Harness) -> None:
+    async with harness.store() as store:
+        kept = await thin_out(store, await fill(store))
+        await compact(job_of(store, harness))
+        state = await store._find(kept[0])
+        assert state is not None
+        record = Gap(state.offset, 6 * KIB)
+        recovery = ChunkRecovery(store._files, store._catalog, store._log, store._ballast)
+        recovery._list_files()
+        assert recovery._named(state.file, record) == kept[0]

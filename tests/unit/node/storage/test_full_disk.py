@@ -6,6 +6,7 @@ import asyncio
 import errno
 import random
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -17,8 +18,9 @@ from cluster.register.store import RegisterWrite
 from node.storage.ballast import GROW_MARGIN_BYTES, RELEASE_BYTES, Ballast, default_ballast
 from node.storage.chunk_compaction import ChunkCompaction
 from node.storage.chunk_expiry import ChunkExpiry
+from node.storage.chunk_index import IndexFull, IndexReader
 from node.storage.chunk_store import LogChunkStore
-from node.storage.disk import RealDisk
+from node.storage.disk import RealDisk, Space
 from node.storage.file_evacuation import FileEvacuation
 from node.storage.register_store import SqliteRegisterStore
 from tests.support.small_file_system import fill, small_file_system
@@ -107,6 +109,42 @@ def test_a_ballast_that_cannot_be_allocated_is_missed_but_no_error() -> None:
     disk.fault = lambda _kind, _n: None
     ballast.grow()
     assert ballast.held == 8 * MIB
+
+
+def test_a_disk_that_cannot_tell_its_space_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunk writer's own thread asks: an error there would leave everybody waiting for ever."""
+    disk = SimulatedDisk(capacity=32 * MIB)
+    ballast = Ballast(disk, "/d")
+    ballast.open(8 * MIB)
+    assert ballast.release(4 * MIB)
+
+    def broken(path: str) -> Space:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(disk, "space", broken)
+    ballast.grow()
+    assert ballast.missing == 4 * MIB
+
+
+async def test_an_index_without_room_to_be_read_refuses_and_goes_on(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with harness.store() as store:
+        held = await put(store, payload_of(1, 5000))
+        real = IndexReader.find_many
+
+        def full(reader: IndexReader, chunks: object) -> NoReturn:
+            raise IndexFull("database or disk is full")
+
+        monkeypatch.setattr(IndexReader, "find_many", full)
+        with pytest.raises(NoSpace):
+            await put(store, payload_of(2, 5000))
+        with pytest.raises(NoSpace):
+            await store.holds([chunk_of(payload_of(3, 5000))])
+        monkeypatch.setattr(IndexReader, "find_many", real)
+        assert store.statistics().failure is None
+        await put(store, payload_of(2, 5000))
+        assert await store.drop_reference(held, ALICE.referrer)
 
 
 async def test_users_leave_the_reserve_repairs_half_of_it_and_references_nothing(harness: Harness) -> None:
@@ -230,15 +268,15 @@ async def test_what_could_not_be_cut_back_is_not_found_again(harness: Harness) -
         disk = harness.simulated
         disk.calls.clear()
         disk.fault = lambda kind, n: errno.ENOSPC if (kind, n) in {("pwritev", 1), ("truncate", 1)} else None
-        results = await asyncio.gather(
-            *[put(store, payload_of(number, 3000)) for number in range(2, 6)], return_exceptions=True
-        )
-        assert all(isinstance(result, NoSpace) for result in results)
+        puts = [put(store, payload_of(number, 3000)) for number in range(2, 6)]
+        results = await asyncio.gather(*puts, return_exceptions=True)
+        assert isinstance(results[0], NoSpace), "with it those that the writer found queued behind it"
+        held = {kept, *(result for result in results if isinstance(result, bytes))}
         assert await store.add_reference(kept, BOB)
         assert store.statistics().failure is None
     harness.index.unlink()
     async with harness.store() as store:
-        assert [entry.chunk for entry in await everything(store)] == [kept]
+        assert {entry.chunk for entry in await everything(store)} == held
 
 
 def register_write(number: int) -> RegisterWrite:
