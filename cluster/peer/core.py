@@ -215,7 +215,16 @@ class PeerCore:
             self.repair.budget,
             self.volumes.judge,
         )
-        self.tidier = Tidier(me, self.rpc, doors.chunks, self.installed, self.volumes.judge, self.repair.budget, clock)
+        self.tidier = Tidier(
+            me,
+            self.rpc,
+            doors.chunks,
+            self.installed,
+            self.volumes.judge,
+            self.repair.budget,
+            clock,
+            retired_grace_s=self.volumes.settings.retired_grace_s,
+        )
         self.repair.others = lambda: [n for n, member in self.membership.members().items() if member.usable]
         self.repair.refilling = lambda: self.copier.queue_length
         sweeper = self.volumes.sweeper

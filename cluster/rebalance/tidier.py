@@ -42,7 +42,10 @@ RETRY_S = 10.0
 """After something could not be given up, doubled up to `RETRY_LIMIT_S`."""
 
 RETRY_LIMIT_S = 40.0
-"""Below the time for which a replaced version's references are kept: what is retired is seen to be."""
+
+RETRY_SHARE = 2 / 3
+"""Of the time for which a replaced version's references are kept, the most between two looks: what is retired is seen to be, and
+goes when its root is reclaimed."""
 
 PAGE = 64
 """Chunks looked at between two pauses."""
@@ -85,11 +88,14 @@ class Tidier:
         judge: Judge,
         budget: RepairBudget,
         clock: Clock,
+        *,
+        retired_grace_s: float,
     ) -> None:
         self._me = me
         self._caller = caller
         self._chunks = chunks
         self._installed = installed
+        self._pause_limit_s = max(LOOK_S, min(RETRY_LIMIT_S, RETRY_SHARE * retired_grace_s))
         self._judge = judge
         self._budget = budget
         self._clock = clock
@@ -110,7 +116,8 @@ class Tidier:
 
     async def run(self) -> None:
         rested = 0
-        pause = RETRY_S
+        least = min(RETRY_S, self._pause_limit_s)
+        pause = least
         while True:
             self._changed.clear()
             state = self._installed.state
@@ -141,7 +148,7 @@ class Tidier:
             if clean:
                 self.last_error = ""
             await self._unchanged_for(LOOK_S if clean else pause)
-            pause = RETRY_S if clean else min(2 * pause, RETRY_LIMIT_S)
+            pause = least if clean else min(2 * pause, self._pause_limit_s)
 
     async def _unchanged_for(self, seconds: float) -> bool:
         """Wait so long; False as soon as the layout state is another one, whose own delay begins then."""

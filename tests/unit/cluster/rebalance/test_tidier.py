@@ -87,7 +87,7 @@ class Bench:
         clock = VirtualClock()
         store = MemoryChunkStore(self.disk, rng)
         budget = RepairBudget(clock, 0, lambda: 0)
-        self.tidier = Tidier("n1", self.peers, store, self.installed, Judge(), budget, clock)  # type: ignore[arg-type]
+        self.tidier = Tidier("n1", self.peers, store, self.installed, Judge(), budget, clock, retired_grace_s=60)  # type: ignore[arg-type]
 
     def hold(self, copies: int, count: int = 200) -> None:
         for index in range(count):
