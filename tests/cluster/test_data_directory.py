@@ -7,38 +7,15 @@ root; without it those tests are skipped, or fail where CI is set.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 from tests.cluster.conftest import MakeCluster
-from tests.cluster.harness import ClusterProcess, Daemon, require_tool
+from tests.cluster.harness import ClusterProcess, Daemon
+from tests.cluster.namespace import in_namespace, inside
 
 NOTICED_S = 30.0
 """Longer than a few looks of the watch, and the orderly end after them."""
-
-
-def in_namespace(daemon: Daemon, *preparation: str) -> None:
-    """Let the daemon start in a mount namespace of its own, after these shell commands (``$DATA`` is its directory)."""
-    unshare = require_tool("unshare")
-    tried = subprocess.run([unshare, "--mount", "true"], capture_output=True, check=False)
-    if tried.returncode != 0:
-        if os.environ.get("CI"):
-            pytest.fail("no mount namespace can be made, and CI runs every test")
-        pytest.skip("no mount namespace can be made: needs root")
-    script = "; ".join(["set -e", *preparation, 'exec "$@"'])
-    daemon.command = [unshare, "--mount", "sh", "-c", script, "sh", *daemon.command]
-    daemon.environment["DATA"] = str(daemon.data)
-    daemon.data.mkdir(parents=True, exist_ok=True)
-
-
-def inside(daemon: Daemon, *command: str) -> None:
-    """Run a command in the daemon's namespace."""
-    subprocess.run(
-        [require_tool("nsenter"), "--mount", "--target", str(daemon.pid), *command], check=True, capture_output=True
-    )
 
 
 async def ends_loudly(daemon: Daemon, *words: str) -> None:
