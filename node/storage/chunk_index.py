@@ -31,6 +31,7 @@ from crc32c import crc32c
 from node.storage.chunk_state import ChunkState, ReferenceState
 from node.storage.chunk_trees import RUN_LEAVES, ChunkTrees, TreeChanges, TreeRun
 from node.storage.file_ledger import FileAccount
+from node.storage.sqlite_errors import is_full
 
 SCHEMA_VERSION = 2
 WRITE_CACHE_KIB = 8 * 1024
@@ -165,8 +166,7 @@ def _judged() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is not None and (code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE):
+        if is_full(error):
             raise IndexFull(str(error)) from error
         raise IndexDamaged(f"{type(error).__name__}: {error}") from error
     except OSError as error:

@@ -20,6 +20,7 @@ from cluster.register.record import Record
 from cluster.register.store import PartitionRecord
 from node.storage.register_rows import meta_row, partition_row, register_row
 from node.storage.register_trees import RegisterTrees
+from node.storage.sqlite_errors import is_full
 
 SCHEMA_VERSION = 2
 """``user_version`` of the database. 1 had neither checksums nor trees."""
@@ -71,7 +72,7 @@ def failure_of(error: BaseException, doing: str) -> HoldfastError:
     )
     if primary in DAMAGE or undecodable:
         return Corrupt(f"the register database is damaged: {doing} failed ({error})")
-    if primary == sqlite3.SQLITE_FULL:
+    if is_full(error):
         return NoSpace(f"the disk is full: {doing} failed ({error}); free space and start the node again")
     return HoldfastError(f"{doing} failed ({error}); check the disk and start the node again")
 

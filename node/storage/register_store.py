@@ -35,6 +35,7 @@ from node.storage.register_rows import meta_row
 from node.storage.register_schema import PUT_META, SQLITE_ERRORS, as_open_error, connect, failure_of, prepare
 from node.storage.register_trees import RegisterTrees, TreeStep
 from node.storage.register_writing import write_all
+from node.storage.sqlite_errors import is_full
 
 DATABASE_NAME = "registers.db"
 
@@ -79,7 +80,7 @@ class SqliteRegisterStore:
         make_room: Callable[[], bool] | None = None,
     ) -> SqliteRegisterStore:
         """Open or create the store (blocking: called before the event loop serves). ``on_failure`` is told once, on the event loop, when
-        the store can't be relied on any more. ``make_room`` is called from the writer's thread when the disk is full; whether a retry
+        the store can't be relied on any more. ``make_room`` is called from whichever thread writes when the disk is full; whether a retry
         makes sense. Raises Corrupt for a damaged database, Invalid for one of a newer release, OSError for a disk that can't be read."""
         path = directory / DATABASE_NAME
         trees = RegisterTrees()
@@ -101,7 +102,8 @@ class SqliteRegisterStore:
     def begin_boot(self, new_id: bytes) -> tuple[bytes, int, bool]:
         """Count this start durably. Returns the store's id, the boot's number (from 1), and whether the store is new. Raises Corrupt,
         NoSpace, HoldfastError."""
-        try:
+
+        def count() -> tuple[bytes, int, bool]:
             known = RegisterReading(self._writer).meta()
             store_id = known.get("store_id", new_id)
             boot = int(known.get("boot", b"0")) + 1
@@ -109,9 +111,12 @@ class SqliteRegisterStore:
                 self._writer.execute("BEGIN")
                 self._writer.execute(PUT_META, meta_row("store_id", store_id))
                 self._writer.execute(PUT_META, meta_row("boot", str(boot).encode()))
+            return store_id, boot, "store_id" not in known
+
+        try:
+            return self._with_room(count)
         except SQLITE_ERRORS as error:
             raise failure_of(error, "counting this start") from error
-        return store_id, boot, "store_id" not in known
 
     # RegisterStore
 
@@ -217,12 +222,16 @@ class SqliteRegisterStore:
     # In the threads
 
     def _write(self, groups: list[Sequence[Write]]) -> TreeStep:
-        """One transaction; tried again as long as the disk is full and room can be made."""
+        """One transaction."""
+        return self._with_room(lambda: write_all(self._writer, self._trees, groups))
+
+    def _with_room(self, transaction: Callable[[], R]) -> R:
+        """Tried again as long as the disk is full and room can be made."""
         while True:
             try:
-                return write_all(self._writer, self._trees, groups)
-            except sqlite3.OperationalError as error:
-                if "full" not in str(error) or self._make_room is None or not self._make_room():
+                return transaction()
+            except sqlite3.Error as error:
+                if not is_full(error) or self._make_room is None or not self._make_room():
                     raise
 
     def _meta(self, name: str) -> bytes | None:

@@ -233,7 +233,7 @@ async def test_on_a_full_disk_it_asks_for_room_and_tries_again(tmp_path: Path, s
 
     store = SqliteRegisterStore.open(tmp_path, told.append, make_room)
     whole = store._writer
-    error = sqlite3.OperationalError("database or disk is full")
+    error = sqlite_error(sqlite3.SQLITE_FULL, "database or disk is full")
     store._writer = BrokenConnection(whole, statement, error)  # type: ignore[assignment] # as good as one
     await store.commit([write(1), PartitionWrite(0, PartitionRecord())])
     assert len(asked) == 2
