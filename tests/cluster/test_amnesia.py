@@ -10,6 +10,7 @@ from tests.cluster.conftest import MakeCluster
 from tests.cluster.content import KIB, content
 from tests.cluster.gateway import Gateway
 from tests.cluster.harness import ClusterProcess, eventually
+from tests.cluster.healing import QUICK_REPAIR
 from tests.cluster.inspector import Inspector
 
 SIZE = 40 * KIB
@@ -60,7 +61,7 @@ async def check_all(gateway: Gateway, version: int, etags: dict[str, str]) -> No
 
 async def test_every_node_is_emptied_in_turn(make_cluster: MakeCluster) -> None:
     """After the last one no disk of the beginning is left, and everything is still there, in three copies."""
-    cluster = await make_cluster(5)
+    cluster = await make_cluster(5, environment=QUICK_REPAIR)
     etags: dict[str, str] = {}
     async with Gateway(cluster["n1"].url) as gateway:
         await write_all(gateway, 0, etags)
@@ -79,7 +80,7 @@ async def test_every_node_is_emptied_in_turn(make_cluster: MakeCluster) -> None:
 
 async def test_a_data_directory_is_put_back_from_an_old_copy(make_cluster: MakeCluster, tmp_path: Path) -> None:
     """Each of three replicas in turn goes back in time: it notices, and relearns before it votes again."""
-    cluster = await make_cluster(3)
+    cluster = await make_cluster(3, environment=QUICK_REPAIR)
     etags: dict[str, str] = {}
     async with Gateway(cluster["n1"].url) as gateway:
         await write_all(gateway, 0, etags)
