@@ -63,10 +63,10 @@ async def test_the_answer_comes_after_fdatasync(make_cluster: MakeCluster, tmp_p
         [answered] = [call.entered for call in calls["n2"] if call.carries(b"HTTP/1.1 201") and call.carries(written)]
         start = blocks[volume][:64]
         chunk = moments("the chunk", volume, lambda call: "/chunks/" in call.path and call.carries(start))  # noqa: B023
-        name = blake3(
+        hashed = blake3(
             blocks[volume]
         ).digest()  # of the chunk: the head that claims the volume's name before does not know it
-        head = moments("the head", volume, lambda call: "registers.db" in call.path and call.carries(name))  # noqa: B023
+        head = moments("the head", volume, lambda call: "registers.db" in call.path and call.carries(hashed))  # noqa: B023
         assert chunk[QUORUM - 1] < answered, f"{volume}: answered {answered}, chunk synced at {chunk}"
         assert head[QUORUM - 1] < answered, f"{volume}: answered {answered}, head synced at {head}"
         # and the head only points to what is there already
