@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
+from blake3 import blake3
 
 from cluster.errors import NotFound
 from cluster.layout.ring import chunk_partition
@@ -290,6 +291,34 @@ def test_a_refill_keeps_what_a_stand_in_gives_up_meanwhile() -> None:
         await cluster.until(cluster.settled, "n2 is filled again", CONVERGED_S)
         assert await cluster.needed() <= cluster.held()
         await check(cluster, data)
+
+    play(scenario)
+
+
+def test_a_refill_takes_no_waste_from_stand_ins() -> None:
+    """What no root names is copied from a node that holds it by right, where it may be a write in progress, and from no other."""
+
+    async def scenario(cluster: WholeCluster) -> None:
+        await store(cluster, contents(11))
+        await cluster.until(cluster.converged, "everything in place", CONVERGED_S)
+        layout = cluster["n1"].installed.require().current
+        blocks = [f"block {index}".encode() for index in range(1000)]
+        due = {
+            block: layout.placement(chunk_partition(blake3(block).digest(), layout.partition_bits), 3)
+            for block in blocks
+        }
+        mine = [block for block in blocks if "n2" in due[block]]
+        ours, waste = mine[0], next(block for block in mine[1:] if "n5" not in due[block])
+        holder = next(name for name in due[ours] if name != "n2")
+        for name, block in ((holder, ours), ("n5", waste)):
+            cluster.machines[name].chunks.refer(blake3(block).digest(), block, bytes(16), 3)
+        await cluster.machines["n2"].kill()
+        cluster.machines["n2"].wipe()
+        cluster.machines["n2"].start()
+        await cluster.until(cluster.settled, "n2 is filled again", 30)
+        chunks = cluster.machines["n2"].chunks
+        assert blake3(ours).digest() in chunks
+        assert blake3(waste).digest() not in chunks
 
     play(scenario)
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.errors import HoldfastError, QuorumUnavailable
 from cluster.layout.layout import Layout, LayoutNode
 from cluster.layout.planner import plan_layout
 from cluster.register.view import META_PARTITION
 from cluster.repair import budget as budget_module
 from cluster.repair.budget import RepairBudget
 from cluster.repair.comparison import bit_set, set_bits
+from cluster.repair.judge import Verdict, no_longer_live
 from cluster.repair.messages import NodeRepair
 from cluster.repair.sharing import Sharing
 from cluster.repair.status import pack_counts, summarise
@@ -34,6 +37,21 @@ def repair_of(counts: dict[int, dict[int, int]], partitions: int, **fields: obje
     values: dict[str, object] = dict.fromkeys(NodeRepair.__dataclass_fields__, 0)
     values |= {"classes": classes, "counts": packed, "oldest_s": -1.0, "paused": False, "last_error": ""} | fields
     return NodeRepair(**values)  # type: ignore[arg-type]  # by name, of their own types
+
+
+def test_what_was_live_and_is_not_has_to_go() -> None:
+    """A verdict that can't be had now is no reason to drop anything."""
+    verdicts = [Verdict.LIVE, Verdict.RETIRED, Verdict.UNNAMED, QuorumUnavailable("away", retry_after_s=1)]
+
+    class Roots:
+        async def judge_each(self, references: Sequence[tuple[bytes, bytes]]) -> Sequence[Verdict | HoldfastError]:
+            return verdicts[: len(references)]
+
+        async def judge(self, references: Sequence[tuple[bytes, bytes]]) -> list[Verdict]:
+            raise AssertionError("asked for all or nothing")
+
+    pairs = [(bytes([index]), b"r") for index in range(4)]
+    assert asyncio.run(no_longer_live(Roots(), pairs)) == pairs[1:3]
 
 
 # Suspicions
