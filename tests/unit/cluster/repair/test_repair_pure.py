@@ -41,7 +41,12 @@ def repair_of(counts: dict[int, dict[int, int]], partitions: int, **fields: obje
 
 def test_what_was_live_and_is_not_has_to_go() -> None:
     """A verdict that can't be had now is no reason to drop anything."""
-    verdicts = [Verdict.LIVE, Verdict.RETIRED, Verdict.UNNAMED, QuorumUnavailable("away", retry_after_s=1)]
+    verdicts: list[Verdict | HoldfastError] = [
+        Verdict.LIVE,
+        Verdict.RETIRED,
+        Verdict.UNNAMED,
+        QuorumUnavailable("away", retry_after_s=1),
+    ]
 
     class Roots:
         async def judge_each(self, references: Sequence[tuple[bytes, bytes]]) -> Sequence[Verdict | HoldfastError]:
