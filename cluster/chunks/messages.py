@@ -106,6 +106,20 @@ class ListChunks(Request[ChunkPage]):
 
 @message
 @dataclass(frozen=True, slots=True)
+class FilledPartitions:
+    """``filled``: a bit for each partition, lowest first (`cluster.merkle.bits`)."""
+
+    filled: bytes
+
+
+@message("chunk.list-filled", reply=FilledPartitions)
+@dataclass(frozen=True, slots=True)
+class ListFilled(Request[FilledPartitions]):
+    """In which partitions the receiver holds chunks that anything refers to."""
+
+
+@message
+@dataclass(frozen=True, slots=True)
 class ListedReferences:
     """``more``: further ones follow."""
 

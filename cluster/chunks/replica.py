@@ -18,6 +18,7 @@ from cluster.chunks.messages import (
     ChunkPage,
     Dropped,
     DropReference,
+    FilledPartitions,
     GetReferences,
     Held,
     HoldChunks,
@@ -25,6 +26,7 @@ from cluster.chunks.messages import (
     ListedChunk,
     ListedReference,
     ListedReferences,
+    ListFilled,
     PutChunk,
     ReadChunk,
     ReadSmall,
@@ -32,6 +34,7 @@ from cluster.chunks.messages import (
 from cluster.chunks.store import ChunkStore, Reference
 from cluster.chunks.view import ChunkView
 from cluster.errors import Corrupt, StaleLayout
+from cluster.merkle.bits import bit_set
 from cluster.rpc.message import Buffer, Done
 from cluster.rpc.service import Answer, Handlers, IncomingCall
 
@@ -55,6 +58,7 @@ class ChunkReplica:
         handlers.register(ReadSmall, self.read_small)
         handlers.register(DropReference, self.drop_reference)
         handlers.register(ListChunks, self.list_chunks)
+        handlers.register(ListFilled, self.list_filled)
         handlers.register(GetReferences, self.references)
         handlers.register(HoldChunks, self.hold_chunks)
 
@@ -92,12 +96,7 @@ class ChunkReplica:
         return Dropped(await self._store.drop_reference(request.chunk, request.referrer))
 
     async def list_chunks(self, request: ListChunks, call: IncomingCall) -> ChunkPage:
-        epoch = call.layout_version
-        if not self._view.check(epoch):
-            await self._view.agree(epoch, call.peer)
-        while any(earlier < epoch for earlier in self._writing):
-            self._written.clear()
-            await self._written.wait()
+        epoch = await self._all_written(call)
         limit = min(max(1, request.limit), LIST_LIMIT)
         entries = await self._store.list_partition(
             request.partition, self._view.partition_bits, request.after or None, limit
@@ -105,6 +104,25 @@ class ChunkReplica:
         if not self._view.check(epoch):
             raise StaleLayout("the layout changed while a partition was listed", version=self._view.epoch)
         return ChunkPage(fitted(map(ListedChunk.of, entries)), len(entries) == limit)
+
+    async def list_filled(self, request: ListFilled, call: IncomingCall) -> FilledPartitions:
+        epoch = await self._all_written(call)
+        if not self._view.check(epoch):
+            raise StaleLayout("the layout changed while partitions were listed", version=self._view.epoch)
+        bits = self._view.partition_bits
+        trees = self._store.trees().values()
+        filled = [p for p in range(1 << bits) if any(tree.count(bits, p) for tree in trees)]
+        return FilledPartitions(bit_set(filled, 1 << bits))
+
+    async def _all_written(self, call: IncomingCall) -> int:
+        """The epoch of a listing, once both sides are in it and the writes of earlier ones are on the disk or will never be."""
+        epoch = call.layout_version
+        if not self._view.check(epoch):
+            await self._view.agree(epoch, call.peer)
+        while any(earlier < epoch for earlier in self._writing):
+            self._written.clear()
+            await self._written.wait()
+        return epoch
 
     async def references(self, request: GetReferences, call: IncomingCall) -> ListedReferences:
         (entry,) = await self._store.describe([request.chunk])

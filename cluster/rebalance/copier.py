@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from cluster.chunks.listing import whole
-from cluster.chunks.messages import ListChunks, ListedChunk
+from cluster.chunks.messages import ListChunks, ListedChunk, ListFilled
 from cluster.chunks.store import ChunkStore, Reference
 from cluster.doors.clock import Clock
 from cluster.doors.offload import Offload
@@ -28,6 +29,7 @@ from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import FillProgress, GetFill
 from cluster.governance.state import LayoutState
 from cluster.layout.layout import Layout
+from cluster.merkle.bits import set_bits
 from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import NO_BALLOT, Ballot
 from cluster.register.copying import Origin, merge_pages
@@ -49,9 +51,15 @@ CALL_DEADLINE_S = 10.0
 PAGE = 500
 """Registers or chunks asked for at once."""
 
-PARTITIONS_AT_ONCE = 4
-CHUNKS_AT_ONCE = 4
-"""Chunks of one partition under way at once; times `PARTITIONS_AT_ONCE` they bound the memory that copying takes."""
+PARTITIONS_AT_ONCE = 16
+"""Looked through side by side, since one spends its time waiting for answers. Times `PAGE` they bound what is listed in memory;
+payloads are bounded by the turns of the budget."""
+
+REGISTER_PARTITIONS_AT_ONCE = 32
+"""Whose registers are learned side by side: what they wait for is mostly the disk, and those that wait together are synced together."""
+
+CHUNKS_AT_ONCE = 8
+"""Tasks for chunks of one page; how many are fetched at a time is the budget's to say."""
 
 RETRY_S = 0.5
 """After a partition could not be copied; grows to `RETRY_LIMIT_S`."""
@@ -104,6 +112,8 @@ class Copier:
         self._review: set[int] = set()
         """Partitions that this node keeps and must look through all the same: see `_shrinks`."""
         self._refill: set[int] = set()
+        self._filled: dict[str, frozenset[int]] = {}
+        """Node -> the partitions in which it holds any chunks, as of the beginning of this round. Who could not say is missing here."""
         self.chunks_copied = 0
         self.bytes_copied = 0
         self.last_error = ""
@@ -165,11 +175,14 @@ class Copier:
             await asyncio.shield(self._store.commit([MetaWrite(REFILL_META, b"1")]))
             self._refill = set(state.current.partitions_of(self._me))
         registers = {*learning, *self._with_standing(FRESH), *self._review}
-        ok = await self._each(sorted(registers), state, self._copy_registers)
+        ok = await self._each(sorted(registers), state, self._copy_registers, REGISTER_PARTITIONS_AT_ONCE)
         filled = [p for p in sorted(self._due - self._done) if p not in self._review and self._may_fill(p)]
+        refill = [] if self._with_standing(LEARNER) else sorted(self._refill)
+        if filled or refill:
+            await self._ask_filled(state)
         ok &= await self._each(filled, state, self._fill)
-        if self._refill and not self._with_standing(LEARNER):
-            ok &= await self._each(sorted(self._refill), state, self._refill_one)
+        if refill:
+            ok &= await self._each(refill, state, self._refill_one)
             if not self._refill:
                 await asyncio.shield(self._store.commit([MetaWrite(REFILL_META, b"")]))
         if ok:
@@ -180,10 +193,15 @@ class Copier:
         """Registers first: a partition counts as copied only when both are."""
         return self._acceptor.state(partition).standing not in {FRESH, LEARNER}
 
-    async def _each(self, partitions: Sequence[int], state: LayoutState, work: object) -> bool:
+    async def _each(
+        self,
+        partitions: Sequence[int],
+        state: LayoutState,
+        work: Callable[[int, LayoutState], Awaitable[None]],
+        at_once: int = PARTITIONS_AT_ONCE,
+    ) -> bool:
         """Do the work for each partition, some at once; whether all succeeded."""
-        assert callable(work)
-        gate = asyncio.Semaphore(PARTITIONS_AT_ONCE)
+        gate = asyncio.Semaphore(at_once)
         failures: list[HoldfastError] = []
 
         async def one(partition: int) -> None:
@@ -306,7 +324,24 @@ class Copier:
                 f"the chunks of partition {partition} are known only by {needed} of {', '.join(others)} ({why})"
             )
 
+    async def _ask_filled(self, state: LayoutState) -> None:
+        """Of the nodes that are up, what need not be listed: most partitions are empty in most small clusters. What arrives there later
+        is a write of this epoch, which this node has a part in like any other."""
+        self._filled = {}
+
+        async def ask(name: str) -> None:
+            with suppress(HoldfastError):
+                reply = await self._caller.call(name, ListFilled(), deadline_s=CALL_DEADLINE_S)
+                self._filled[name] = frozenset(set_bits(reply.message.filled, state.current.partitions))
+
+        async with asyncio.TaskGroup() as group:
+            for node in state.current.nodes:
+                if node.name != self._me and self._installed.is_alive(node.name):
+                    group.create_task(ask(node.name))
+
     async def _copy_chunks_from(self, name: str, partition: int, state: LayoutState) -> None:
+        if name in self._filled and partition not in self._filled[name]:
+            return
         after, more = b"", True
         gate = asyncio.Semaphore(CHUNKS_AT_ONCE)
         while more:

@@ -10,10 +10,11 @@ from cluster.chunks.messages import ListedChunk
 from cluster.chunks.store import ChunkStore
 from cluster.errors import Invalid
 from cluster.governance.installed import InstalledLayout
+from cluster.merkle.bits import bit_set
 from cluster.merkle.digest_tree import DigestTree
 from cluster.register.store import RegisterStore
 from cluster.repair.chunk_mender import ChunkMender
-from cluster.repair.comparison import EMPTY_BITS, bit_set, leaf_chunks, pack_sums, unpack_sums
+from cluster.repair.comparison import EMPTY_BITS, leaf_chunks, pack_sums, unpack_sums
 from cluster.repair.messages import (
     CHUNK_TREE,
     REGISTER_TREE,

@@ -20,6 +20,7 @@ from cluster.chunks.store import ChunkStore
 from cluster.errors import Invalid
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.state import LayoutState
+from cluster.merkle.bits import set_bits
 from cluster.merkle.descent import Descent
 from cluster.merkle.digest_tree import DigestTree
 from cluster.merkle.identity import CHUNK_LEAF_BITS
@@ -285,25 +286,6 @@ def _reference_differences(
         found += [ReferenceDifference(chunk, referrer, copies, mine=True) for referrer, _ in sorted(here - there)]
         found += [ReferenceDifference(chunk, referrer, copies, mine=False) for referrer, _ in sorted(there - here)]
     return found
-
-
-def bit_set(positions: Sequence[int], count: int) -> bytes:
-    """A bit for each of ``count`` things, lowest first, set at the positions."""
-    bits = bytearray((count + 7) // 8)
-    for position in positions:
-        bits[position >> 3] |= 1 << (position & 7)
-    return bytes(bits)
-
-
-def set_bits(bits: bytes, count: int) -> list[int]:
-    """The positions below ``count`` that are set, ascending."""
-    return [
-        position
-        for at, byte in enumerate(bits)
-        if byte
-        for position in range(8 * at, 8 * at + 8)
-        if byte >> (position & 7) & 1 and position < count
-    ]
 
 
 def pack_sums(sums: Sequence[int]) -> bytes:

@@ -7,8 +7,9 @@ import random
 from typing import Any
 
 from cluster.chunks.listing import REFERENCES_LIMIT, fitted, whole
-from cluster.chunks.messages import GetReferences, ListChunks, ListedChunk, ListedReference
+from cluster.chunks.messages import GetReferences, ListChunks, ListedChunk, ListedReference, ListFilled
 from cluster.chunks.replica import ChunkReplica
+from cluster.merkle.bits import set_bits
 from cluster.rpc.caller import Reply
 from cluster.rpc.codec import codec_of
 from cluster.rpc.frame import pack_header
@@ -38,6 +39,8 @@ class Peer:
         reply: Any
         if isinstance(request, GetReferences):
             reply = await self.replica.references(request, call)
+        elif isinstance(request, ListFilled):
+            reply = await self.replica.list_filled(request, call)
         else:
             reply = await self.replica.list_chunks(request, call)
         assert len(pack_header(codec_of(type(reply)).pack(reply))) < HEADER_LIMIT
@@ -62,6 +65,28 @@ def test_a_page_of_chunks_with_many_references_is_complete() -> None:
             assert not complete.more
             assert [r.referrer for r in complete.references] == sorted(disk[listed.chunk][1])
         assert peer.calls > 1 + 60_000 // REFERENCES_LIMIT
+
+    asyncio.run(main())
+
+
+def test_just_the_partitions_with_references_are_filled() -> None:
+    """Whatever the number of copies; a chunk that nothing refers to any more is nobody's to copy."""
+    disk = ChunkDisk()
+    store = MemoryChunkStore(disk, random.Random(1))
+    store.has_grace = True
+
+    async def filled() -> list[int]:
+        peer = Peer(disk)
+        return set_bits((await peer.call("n1", ListFilled(), deadline_s=1)).message.filled, 1 << View.partition_bits)
+
+    async def main() -> None:
+        assert await filled() == []
+        for partition, copies in ((0, 3), (7, 1), (7, 5), (15, 2)):
+            disk.refer(bytes([partition << 4, copies]) + bytes(30), b"x", bytes(16), copies)
+        assert await filled() == [0, 7, 15]
+        await store.drop_reference(bytes([15 << 4, 2]) + bytes(30), bytes(16))
+        await store.drop_reference(bytes([7 << 4, 1]) + bytes(30), bytes(16))
+        assert await filled() == [0, 7]
 
     asyncio.run(main())
 

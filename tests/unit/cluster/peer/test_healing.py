@@ -170,6 +170,25 @@ def test_the_summary_counts_what_a_dead_and_an_emptied_node_lack() -> None:
     play(scenario)
 
 
+def test_a_lost_disk_is_refilled_from_nodes_of_an_older_release() -> None:
+    """They can't say where they hold anything: everything is listed."""
+
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(7)
+        await store(cluster, data)
+        for name in cluster.machines:
+            del cluster[name].rpc._handlers._by_name["chunk.list-filled"]
+        machine = cluster.machines["n4"]
+        await machine.kill()
+        machine.wipe()
+        machine.start()
+        await cluster.until(cluster.converged, "n4 refilled", CONVERGED_S)
+        assert machine.chunks
+        await check(cluster, data)
+
+    play(scenario)
+
+
 def test_repair_can_be_paused_and_stays_so_over_a_restart() -> None:
     async def scenario(cluster: WholeCluster) -> None:
         data = contents(6)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from cluster.errors import HoldfastError, QuorumUnavailable
 from cluster.layout.layout import Layout, LayoutNode
 from cluster.layout.planner import plan_layout
+from cluster.merkle.bits import bit_set, set_bits
 from cluster.register.view import META_PARTITION
 from cluster.repair import budget as budget_module
 from cluster.repair.budget import RepairBudget
-from cluster.repair.comparison import bit_set, set_bits
 from cluster.repair.judge import Verdict, no_longer_live
 from cluster.repair.messages import NodeRepair
 from cluster.repair.sharing import Sharing
