@@ -52,11 +52,8 @@ PAGE = 500
 """Registers or chunks asked for at once."""
 
 PARTITIONS_AT_ONCE = 16
-"""Looked through side by side, since one spends its time waiting for answers. Times `PAGE` they bound what is listed in memory;
-payloads are bounded by the turns of the budget."""
-
-REGISTER_PARTITIONS_AT_ONCE = 32
-"""Whose registers are learned side by side: what they wait for is mostly the disk, and those that wait together are synced together."""
+"""Looked through side by side, since one spends its time waiting for answers and for the disk; with rests in between while users are
+active. Times `PAGE` they bound what is listed in memory; payloads are bounded by the turns of the budget."""
 
 CHUNKS_AT_ONCE = 8
 """Tasks for chunks of one page; how many are fetched at a time is the budget's to say."""
@@ -175,7 +172,7 @@ class Copier:
             await asyncio.shield(self._store.commit([MetaWrite(REFILL_META, b"1")]))
             self._refill = set(state.current.partitions_of(self._me))
         registers = {*learning, *self._with_standing(FRESH), *self._review}
-        ok = await self._each(sorted(registers), state, self._copy_registers, REGISTER_PARTITIONS_AT_ONCE)
+        ok = await self._each(sorted(registers), state, self._copy_registers)
         filled = [p for p in sorted(self._due - self._done) if p not in self._review and self._may_fill(p)]
         refill = [] if self._with_standing(LEARNER) else sorted(self._refill)
         if filled or refill:
@@ -198,10 +195,9 @@ class Copier:
         partitions: Sequence[int],
         state: LayoutState,
         work: Callable[[int, LayoutState], Awaitable[None]],
-        at_once: int = PARTITIONS_AT_ONCE,
     ) -> bool:
         """Do the work for each partition, some at once; whether all succeeded."""
-        gate = asyncio.Semaphore(at_once)
+        gate = asyncio.Semaphore(PARTITIONS_AT_ONCE)
         failures: list[HoldfastError] = []
 
         async def one(partition: int) -> None:
@@ -209,7 +205,8 @@ class Copier:
                 if failures and isinstance(failures[-1], StaleLayout):
                     return
                 try:
-                    await work(partition, state)
+                    async with self._budget.yielding():
+                        await work(partition, state)
                 except HoldfastError as error:
                     failures.append(error)
                     self.last_error = error.message

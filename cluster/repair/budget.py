@@ -83,9 +83,20 @@ class RepairBudget:
             await self._take(size)
             began = self._clock.monotonic()
             yield
-            if self._users_active():
-                took = self._clock.monotonic() - began
-                await self._clock.sleep(min(REST_LIMIT_S, BUSY_REST * took))
+            await self._rest(began)
+
+    @asynccontextmanager
+    async def yielding(self) -> AsyncIterator[None]:
+        """Do something small for repair inside of the block, such as looking at what is held: no bytes to speak of, and no slot, but the
+        same rest when users are active. A pause does not hold it up: who may vote, or what is held, is found out all the same."""
+        began = self._clock.monotonic()
+        yield
+        await self._rest(began)
+
+    async def _rest(self, began: float) -> None:
+        if self._users_active():
+            took = self._clock.monotonic() - began
+            await self._clock.sleep(min(REST_LIMIT_S, BUSY_REST * took))
 
     def note(self, size: int) -> None:
         """A copy of so many bytes has arrived here."""

@@ -253,6 +253,26 @@ def test_users_at_work_leave_repair_a_quarter(busy: bool) -> None:
     assert took == pytest.approx(2.0 * (1 + budget_module.BUSY_REST if busy else 1), rel=0.15)
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_is_looked_through_for_repair_rests_too_while_users_are_active(busy: bool) -> None:
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        budget = RepairBudget(VirtualClock(), 0, lambda: int(loop.time() * 1000) if busy else 0)
+        budget.pause()  # which is about bytes
+
+        async def look() -> None:
+            async with budget.yielding():
+                await asyncio.sleep(0.1)
+
+        for _ in range(20):
+            await look()
+        return loop.time()
+
+    took = run_virtual(main())
+    assert took == pytest.approx(2.0 * (1 + budget_module.BUSY_REST if busy else 1), rel=0.15)
+
+
+
 def test_a_pause_holds_everything_until_it_ends() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
