@@ -272,7 +272,6 @@ def test_what_is_looked_through_for_repair_rests_too_while_users_are_active(busy
     assert took == pytest.approx(2.0 * (1 + budget_module.BUSY_REST if busy else 1), rel=0.15)
 
 
-
 def test_a_pause_holds_everything_until_it_ends() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
