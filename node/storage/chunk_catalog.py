@@ -178,8 +178,10 @@ class ChunkCatalog:
     def overlay(self, keep: Callable[[bytes, ChunkState | None], bool]) -> States:
         """The states in the tables that pass, newest wins. Any thread; take it before looking at the index."""
         newest, flushing = self.tables
-        found = {chunk: state for chunk, state in list(flushing.items()) if keep(chunk, state)}
-        found.update({chunk: state for chunk, state in list(newest.items()) if keep(chunk, state)})
+        # `copy` is one step for other threads. `list(items())` is not: it makes a tuple an entry, any of which may start a garbage
+        # collection, and that lets the writer in.
+        found = {chunk: state for chunk, state in flushing.copy().items() if keep(chunk, state)}
+        found.update({chunk: state for chunk, state in newest.copy().items() if keep(chunk, state)})
         return found
 
     def overlay_of(self, prefix: bytes) -> States:
