@@ -10,9 +10,11 @@ import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import uvloop
 
+from benchmark.testbed import cpu_s
 from cluster.errors import HoldfastError
 from cluster.peer.core import PeerCore
 from cluster.register.key import RegisterKey
@@ -30,12 +32,23 @@ KEYS_PER_WORKER = 16
 REPLICAS = 3
 READY_DEADLINE_S = 30.0
 
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Operations a second, and the processor seconds that other processes spent for one."""
+
+    per_s: float
+    elsewhere_cpu_s: float
+
+
 Work = Callable[[], Awaitable[object]]
 """One operation of one worker, different each time."""
 
 
-def chunk_puts(arguments: Sequence[str], concurrency: int, seconds: float, runs: int) -> list[float]:
-    """Chunks of 4 KiB stored a second, for each run."""
+def chunk_puts(
+    arguments: Sequence[str], concurrency: int, seconds: float, runs: int, elsewhere: Sequence[int] = ()
+) -> list[Rate]:
+    """Chunks of 4 KiB stored, for each run; ``elsewhere``: the other daemons' processes."""
     base = os.urandom(CHUNK_BYTES - 24)
 
     def work(core: PeerCore, worker: int) -> Work:
@@ -48,11 +61,13 @@ def chunk_puts(arguments: Sequence[str], concurrency: int, seconds: float, runs:
 
         return put
 
-    return uvloop.run(_measure(arguments, work, concurrency, seconds, runs))
+    return uvloop.run(_measure(arguments, work, concurrency, seconds, runs, elsewhere))
 
 
-def register_updates(arguments: Sequence[str], concurrency: int, seconds: float, runs: int) -> list[float]:
-    """Registers set a second, for each run."""
+def register_updates(
+    arguments: Sequence[str], concurrency: int, seconds: float, runs: int, elsewhere: Sequence[int] = ()
+) -> list[Rate]:
+    """Registers set, for each run."""
 
     def work(core: PeerCore, worker: int) -> Work:
         value = os.urandom(VALUE_BYTES - 8)
@@ -65,12 +80,17 @@ def register_updates(arguments: Sequence[str], concurrency: int, seconds: float,
 
         return update
 
-    return uvloop.run(_measure(arguments, work, concurrency, seconds, runs))
+    return uvloop.run(_measure(arguments, work, concurrency, seconds, runs, elsewhere))
 
 
 async def _measure(
-    arguments: Sequence[str], work: Callable[[PeerCore, int], Work], concurrency: int, seconds: float, runs: int
-) -> list[float]:
+    arguments: Sequence[str],
+    work: Callable[[PeerCore, int], Work],
+    concurrency: int,
+    seconds: float,
+    runs: int,
+    elsewhere: Sequence[int],
+) -> list[Rate]:
     logs.set_up("error", "console")
     environment: Mapping[str, str] = {}
     daemon = Daemon(load(arguments, environment))
@@ -80,11 +100,12 @@ async def _measure(
         works = [work(core, worker) for worker in range(concurrency)]
         # What each worker goes round is there before the clock starts, and every partition has its leader.
         await _until_done(works, KEYS_PER_WORKER, None)
-        rates: list[float] = []
+        rates: list[Rate] = []
         for _ in range(runs):
-            start = time.perf_counter()
+            spent, start = sum(map(cpu_s, elsewhere)), time.perf_counter()
             done = await _until_done(works, None, start + seconds)
-            rates.append(done / (time.perf_counter() - start))
+            per_s = done / (time.perf_counter() - start)
+            rates.append(Rate(per_s, (sum(map(cpu_s, elsewhere)) - spent) / done))
     finally:
         daemon.stop()
         await running

@@ -1,4 +1,4 @@
-"""What repair costs and how fast it is: a refill beside a plain copy, users beside a refill, trees."""
+"""How fast repair is and what users feel of it: a refill beside a plain copy, users beside a refill."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from benchmark import large_load, small_load
@@ -17,8 +16,6 @@ from benchmark.plan import MIB, Plan, delete_volumes, volume_path
 from benchmark.process import in_process
 from benchmark.testbed import Testbed
 from client.errors import HoldfastError
-from cluster.merkle.digest_tree import DigestTree
-from cluster.merkle.identity import CHUNK_LEAF_BITS, chunk_leaf, reference_digest
 
 FILLERS = 4
 """Volumes that are stored before a node is emptied."""
@@ -26,7 +23,6 @@ FILLERS = 4
 POLL_S = 0.1
 WHOLE_DEADLINE_S = 600.0
 COPY_BYTES = MIB
-UPDATES = 200_000
 
 
 async def refill(testbed: Testbed, plan: Plan) -> list[Figure]:
@@ -91,18 +87,3 @@ def _copy(sources: list[Path], target: Path) -> float:
     took = time.perf_counter() - start
     shutil.rmtree(target)
     return took
-
-
-async def trees(testbed: Testbed, plan: Plan) -> list[Figure]:
-    """Updates of a Merkle tree; what share of a small write's processor time they are, `in_step` measures."""
-    figure = Figure("Merkle tree updates", "updates/s")
-    rng = Random(1)  # noqa: S311 - any ids will do
-    references = [(rng.randbytes(32), rng.randbytes(16)) for _ in range(UPDATES)]
-    for run in range(plan.runs):
-        plan.note(f"Merkle tree updates, run {run + 1}")
-        tree = DigestTree(CHUNK_LEAF_BITS)
-        start = time.perf_counter()
-        for chunk, referrer in references:
-            tree.change(chunk_leaf(chunk), reference_digest(chunk, referrer, 3), 1)
-        figure.add(UPDATES / (time.perf_counter() - start))
-    return [figure]

@@ -1,4 +1,4 @@
-"""What it costs replicas to find out that they are in step, and what they differ in when they are not; what trees cost a write.
+"""What it costs replicas to find out that they are in step, and what they differ in when they are not.
 
 Both replicas are in one process of their own, with real stores on the disk, and a wire between them that packs every message and counts
 its bytes. All times are of both sides together.
@@ -7,18 +7,15 @@ its bytes. All times are of both sides together.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sqlite3
-import statistics
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import TypeVar
-from unittest.mock import patch
 
 import uvloop
 from blake3 import blake3
@@ -35,8 +32,6 @@ from cluster.register.ballot import Version
 from cluster.register.record import Record
 from cluster.register.store import RegisterWrite
 from cluster.volumes.head import head_key
-from node import memory
-from node.storage import chunk_state
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.disk import RealDisk
 from node.storage.register_store import DATABASE_NAME, SqliteRegisterStore
@@ -56,7 +51,6 @@ PASSES = 20
 DIFFERENT_SHARE = 1000
 """One in so many items differs."""
 
-PUTS_AT_ONCE = 64
 BUILDING_AT_ONCE = 2000
 """Puts while a store is built."""
 
@@ -64,12 +58,6 @@ COMMITTED_AT_ONCE = 20_000
 """Registers in one commit then."""
 
 HEAD_BYTES = 64
-WRITE_BYTES = 4096
-WRITES = 20_000
-"""Small writes to each store whose trees are on or off; enough for the index to be written, too."""
-
-ROUNDS = 5
-"""Stores of each kind, in turns, so that a machine that gets slower slows both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +71,11 @@ class Cost:
 
 
 async def in_step(testbed: Testbed, plan: Plan) -> list[Figure]:
-    """Two nodes with equal content; the same with some chunks, or some of many registers, that differ; trees beside a write."""
+    """Two nodes with equal content; the same with some chunks, or some of many registers, that differ."""
     cpu = Figure(f"in step, {CHUNKS} chunks: CPU of a pass", "ms", Aim(100, at_most=True))
     wire = Figure(f"in step, {CHUNKS} chunks: bytes of a pass", "KiB", Aim(64, at_most=True))
     chunks = _difference_figures(CHUNKS, "chunks")
     registers = _difference_figures(plan.registers, "registers")
-    trees = Figure("Merkle trees' share of a store's 4 KiB put, CPU", "%", Aim(10, at_most=True))
     for run in range(plan.runs):
         directory = plan.directory / f"in-step-{run}"
         directory.mkdir()
@@ -100,10 +87,8 @@ async def in_step(testbed: Testbed, plan: Plan) -> list[Figure]:
         if not run:  # a minute or two to build, and the same every time
             plan.note(f"{plan.registers} registers of which some differ")
             _add(registers, await in_process(register_comparison, str(directory), plan.registers), plan.registers)
-        plan.note(f"writes with and without trees, run {run + 1}")
-        trees.add(100 * await in_process(trees_share, str(directory)))
         shutil.rmtree(directory)
-    return [cpu, wire, *chunks, *registers, trees]
+    return [cpu, wire, *chunks, *registers]
 
 
 def _difference_figures(count: int, what: str) -> list[Figure]:
@@ -132,9 +117,9 @@ async def _chunk_comparisons(directory: Path) -> tuple[Cost, Cost]:
     names = [blake3(number.to_bytes(8)).digest() for number in range(CHUNKS)]
     for name in ("n0", "n1"):
         (directory / name).mkdir()
-    async with _chunk_store(directory / "n0" / "chunks") as store:
+    async with chunk_store(directory / "n0" / "chunks") as store:
         for some in _batches(names, BUILDING_AT_ONCE):
-            await asyncio.gather(*(store.put(chunk, chunk[:1] * CHUNK_BYTES, _reference(chunk)) for chunk in some))
+            await asyncio.gather(*(store.put(chunk, chunk[:1] * CHUNK_BYTES, reference_to(chunk)) for chunk in some))
     await asyncio.to_thread(shutil.copytree, directory / "n0" / "chunks", directory / "n1" / "chunks")
     await _build_registers(directory, HEADS)
     async with _pair(directory) as (wire, sides):
@@ -144,7 +129,7 @@ async def _chunk_comparisons(directory: Path) -> tuple[Cost, Cost]:
         cpu, seconds = (time.process_time() - cpu) / PASSES, (time.perf_counter() - start) / PASSES
         different = names[::DIFFERENT_SHARE]
         for number, chunk in enumerate(different):
-            await sides[number % 2].chunks.add_reference(chunk, Reference(b"another-referrer", COPIES))
+            await sides[number % 2].chunks.addreference_to(chunk, Reference(b"another-referrer", COPIES))
         return Cost(cpu, seconds, equal[-1].bytes, equal[-1].listed), await _compare(wire, sides, len(different))
 
 
@@ -175,47 +160,6 @@ async def _compare(wire: CountedWire, sides: Sequence[Side], different: int) -> 
     return cost
 
 
-def trees_share(directory: str) -> float:
-    """The share of a put's processor time that goes when a store keeps no trees. The put is the store's alone, without RPC: in a daemon the
-    share is smaller."""
-    memory.set_up()
-    payloads = [number.to_bytes(8) + os.urandom(WRITE_BYTES - 8) for number in range(WRITES)]
-    chunks = [(blake3(payload).digest(), payload) for payload in payloads]
-    spent: dict[bool, list[float]] = {True: [], False: []}
-    for number, kept in enumerate((True, False) * ROUNDS):
-        place = Path(directory) / f"trees-{number}"
-        with nullcontext() if kept else _without_trees():
-            spent[kept].append(uvloop.run(_put(place, chunks, kept=kept)))
-        shutil.rmtree(place)
-    return 1 - statistics.median(spent[False]) / statistics.median(spent[True])
-
-
-async def _put(place: Path, chunks: Sequence[tuple[bytes, bytes]], *, kept: bool) -> float:
-    """Processor seconds to store the chunks, in groups, so that each store syncs equally often, and to write the index."""
-    store = _make(place)
-    await store.open()
-    start = time.process_time()
-    try:
-        for first in range(0, len(chunks), PUTS_AT_ONCE):
-            some = chunks[first : first + PUTS_AT_ONCE]
-            await asyncio.gather(*(store.put(chunk, payload, _reference(chunk)) for chunk, payload in some))
-        if bool(store.trees()) is not kept:
-            raise RuntimeError("the trees are on where they should be off, or the other way round")
-    finally:
-        await store.close()
-    return time.process_time() - start
-
-
-@contextmanager
-def _without_trees() -> Iterator[None]:
-    """Stores that are opened meanwhile note no change of a leaf, and make no digest; nothing then reaches their trees or rows of them."""
-    with (
-        patch.object(chunk_state.Change, "_leaf", lambda *_: None),
-        patch.object(chunk_state, "reference_digest", lambda *_: 0),
-    ):
-        yield
-
-
 # Stores
 
 
@@ -235,7 +179,7 @@ async def _build_registers(directory: Path, count: int) -> None:
 async def _pair(directory: Path) -> AsyncIterator[tuple[CountedWire, list[Side]]]:
     """Both nodes on what is in their directories."""
     wire, state = CountedWire(), state_of(2, BITS)
-    async with _chunk_store(directory / "n0" / "chunks") as first, _chunk_store(directory / "n1" / "chunks") as second:
+    async with chunk_store(directory / "n0" / "chunks") as first, chunk_store(directory / "n1" / "chunks") as second:
         sides: list[Side] = []
         registers = []
         try:
@@ -249,8 +193,8 @@ async def _pair(directory: Path) -> AsyncIterator[tuple[CountedWire, list[Side]]
 
 
 @asynccontextmanager
-async def _chunk_store(place: Path) -> AsyncIterator[LogChunkStore]:
-    store = _make(place)
+async def chunk_store(place: Path) -> AsyncIterator[LogChunkStore]:
+    store = make_store(place)
     await store.open()
     try:
         yield store
@@ -258,12 +202,12 @@ async def _chunk_store(place: Path) -> AsyncIterator[LogChunkStore]:
         await store.close()
 
 
-def _make(place: Path) -> LogChunkStore:
+def make_store(place: Path) -> LogChunkStore:
     settings = ChunkStoreSettings(str(place), ballast_bytes=0)
     return LogChunkStore(settings, disk=RealDisk(), clock=SystemClock(), random=Random(3))  # noqa: S311 - names files
 
 
-def _reference(chunk: bytes) -> Reference:
+def reference_to(chunk: bytes) -> Reference:
     return Reference(chunk[:16], COPIES)
 
 

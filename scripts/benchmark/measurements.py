@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack
 
 from bench_rpc import measure_calls, measure_payloads
 
-from benchmark import coordinator, floor, healing, in_step, large_load, small_load
+from benchmark import coordinator, floor, healing, in_step, large_load, small_load, tree_cost
+from benchmark.coordinator import Rate
 from benchmark.figure import Aim, Figure
 from benchmark.large_load import Address, Copies, Get, Put
 from benchmark.plan import MIB, Plan, delete_volumes, volume_path
@@ -169,11 +170,11 @@ async def register(testbed: Testbed, plan: Plan) -> list[Figure]:
     return [await _coordinate(testbed, plan, figure, coordinator.register_updates)]
 
 
-async def _coordinate(testbed: Testbed, plan: Plan, figure: Figure, measure: Callable[..., list[float]]) -> Figure:
+async def _coordinate(testbed: Testbed, plan: Plan, figure: Figure, measure: Callable[..., list[Rate]]) -> Figure:
     plan.note(f"{figure.name}: {plan.runs} runs")
     with testbed.place_for_member() as arguments:
         for rate in await in_process(measure, arguments, COORDINATOR_CONCURRENCY, plan.seconds, plan.runs):
-            figure.add(rate)
+            figure.add(rate.per_s)
     await testbed.wait_ready()
     return figure
 
@@ -190,7 +191,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "small-put": small_put,
     "put": put,
     "get": get,
-    "trees": healing.trees,
+    "trees": tree_cost.trees,
     "in-step": in_step.in_step,
     "refill": healing.refill,
 }

@@ -75,6 +75,9 @@ class Testbed:
     async def wait_ready(self) -> None:
         await self.cluster.wait_ready()
 
+    def running_pids(self) -> list[int]:
+        return [daemon.pid for daemon in self.cluster.daemons.values() if daemon.is_running]
+
     async def restart(self) -> float:
         """Stop a daemon, start it again; the seconds from its start until it says that it is ready."""
         daemon = self._last
@@ -90,13 +93,14 @@ class Testbed:
     async def idle(self, seconds: float) -> tuple[float, float]:
         """Resident MiB of a daemon, and the per cent of a core that it uses, on average over the daemons."""
         pids = [daemon.pid for daemon in self.cluster.daemons.values()]
-        before, start = sum(map(_cpu_s, pids)), time.perf_counter()
+        before, start = sum(map(cpu_s, pids)), time.perf_counter()
         await asyncio.sleep(seconds)
-        cpu = (sum(map(_cpu_s, pids)) - before) / (time.perf_counter() - start)
+        cpu = (sum(map(cpu_s, pids)) - before) / (time.perf_counter() - start)
         return sum(map(_resident_mib, pids)) / len(pids), 100 * cpu / len(pids)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 

@@ -19,6 +19,9 @@ from tests.cluster.load import Load
 
 ROUNDS = int(os.environ.get("HOLDFAST_TEST_ROUNDS", "5"))
 SEED = int(os.environ.get("HOLDFAST_SEED", "1"))
+PAUSE_S = float(os.environ.get("HOLDFAST_TEST_PAUSE_S", "0.02"))
+"""Of each of the ten clients between two requests; more of it leaves some of a small machine to others."""
+
 KINDS = ("kill", "kill", "freeze", "restart", "wipe")
 ROUND_DEADLINE_S = 120.0
 
@@ -30,7 +33,7 @@ async def test_rounds_of_trouble(make_cluster: MakeCluster) -> None:
     counts = dict.fromkeys(KINDS, 0)
     began = time.monotonic()
     async with cluster.client(policy=policy) as one, cluster.client(policy=policy) as other:
-        load = Load([one, other], writers=6, readers=4, size=150 * KIB, pause_s=0.02, outages=True)
+        load = Load([one, other], writers=6, readers=4, size=150 * KIB, pause_s=PAUSE_S, outages=True)
         async with load.running():
             for number in range(ROUNDS):
                 kind, victim = rng.choice(KINDS), rng.choice(cluster.names)
