@@ -60,7 +60,7 @@ def free_plans(count: int) -> tuple[NodePlan, ...]:
     raise AssertionError("no free ports")
 
 
-async def eventually(condition: Callable[[], Any], what: str, deadline_s: float = 20.0) -> Any:
+async def eventually(condition: Callable[[], Any], what: str, deadline_s: float = 20.0, poll_s: float = POLL_S) -> Any:
     """The first true value of ``condition`` (a function, or one that returns an awaitable). Fails when the deadline passes."""
     give_up = time.monotonic() + deadline_s
     while True:
@@ -71,7 +71,7 @@ async def eventually(condition: Callable[[], Any], what: str, deadline_s: float 
             return value
         if time.monotonic() > give_up:
             pytest.fail(f"did not come true within {deadline_s:.0f} s: {what}")
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(poll_s)
 
 
 def require_tool(name: str) -> str:

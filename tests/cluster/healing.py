@@ -23,6 +23,37 @@ QUICK_REPAIR = {
 
 AMOUNTS = ("copies_missing", "keys_diverged", "chunks_diverged", "handoffs")
 
+REDUNDANT = ("copies_missing", "keys_diverged", "refilling")
+"""What has to be nothing before another node may be lost: copies in the wrong place hurt nobody."""
+
+LOOK_S = 0.25
+"""An answer to how repair goes costs each node some milliseconds."""
+
+
+async def wait_redundant(cluster: ClusterProcess, deadline_s: float) -> None:
+    """Wait until every node says that no copy is missing, no register is behind and nobody is being refilled."""
+
+    async def by(name: str) -> None:
+        last: dict[str, Any] = {}
+
+        async def redundant() -> bool:
+            nonlocal last
+            async with Gateway(cluster[name].url) as gateway:
+                answer = await gateway.ask("GET", "/v1/repair")
+            if answer.status != 200:
+                return False
+            last = answer.json()
+            last["refilling"] = sum(node["refilling_partitions"] or 0 for node in last["nodes"])
+            return all(node["answered"] for node in last["nodes"]) and not any(last[amount] for amount in REDUNDANT)
+
+        try:
+            await eventually(redundant, f"all copies are there, says {name}", deadline_s, LOOK_S)
+        except BaseException:
+            print(name, last)
+            raise
+
+    await asyncio.gather(*(by(name) for name in cluster.names))
+
 
 async def wait_whole(cluster: ClusterProcess, deadline_s: float = 90.0) -> dict[str, Any]:
     """Wait until every node says that the cluster is healthy and nothing is missing, diverged or kept elsewhere; the last answer."""
@@ -41,7 +72,7 @@ async def wait_whole(cluster: ClusterProcess, deadline_s: float = 90.0) -> dict[
             return health == "healthy" and not any(last[amount] for amount in AMOUNTS)
 
         try:
-            await eventually(whole, f"the cluster is whole, says {name}", deadline_s)
+            await eventually(whole, f"the cluster is whole, says {name}", deadline_s, LOOK_S)
         except BaseException:
             print(name, last)
             raise
