@@ -59,7 +59,7 @@ class VirtualClock:
 
     @staticmethod
     def _check(rate: float) -> None:
-        assert abs(rate - 1) <= DRIFT_MAX, f"a rate of {rate}"
+        assert 1 - DRIFT_MAX <= rate <= 1 + DRIFT_MAX, f"a rate of {rate}"
 
 
 async def disturb(clocks: list[VirtualClock], rng: random.Random, mean_s: float = 5.0) -> None:

@@ -6,9 +6,9 @@ generators (`streams`). What may change places, and what may not:
 * asyncio promises that callbacks run in the order of their `call_soon`, and timers in the order of their times. That holds here too:
   plain callbacks (done callbacks, protocol calls, timers) keep their order among each other, and equal times keep the order of creation.
 * asyncio promises nothing about two tasks that are both ready. So the *steps of tasks* that are ready at the beginning of a turn run in an
-  order drawn from the scheduling stream, in the places that steps have among the callbacks of that turn. A task has at most one
-  step waiting, so a task's own steps never change places, and whatever a step makes ready comes in a later turn, as ever:
-  no effect before its cause.
+  order drawn from the scheduling stream. A step may also fall behind callbacks of its turn that came after it, but never gets ahead of one
+  that came before it: whoever schedules a callback and then yields finds it done, as ever. A task has at most one step waiting, so
+  its own steps never change places, and whatever a step makes ready comes in a later turn: no effect before its cause.
 * Now and then a process is slow (`Scheduling`): before a step of it runs, everything that is ready or due in that process waits
   for a while of virtual time, and then happens at once, in order. Processes are told apart by `PROCESS`, a context variable that tasks
   and callbacks inherit; what belongs to no process (a scenario) is never held.
@@ -271,6 +271,7 @@ class VirtualTimeLoop(LoopWithoutIO):
         hooks = sys.get_asyncgen_hooks()
         collecting = gc.isenabled()
         self._running = True
+        self._still = 0
         self._thread = threading.get_ident()
         try:
             gc.disable()
@@ -325,7 +326,7 @@ class VirtualTimeLoop(LoopWithoutIO):
                 ready.append(handle)
         rng, slow_chance = self._rng, self._slow_chance
         if rng is not None and len(ready) > 1 and self._scheduling.shuffle:
-            self._shuffle(ready, rng)
+            ready = self._shuffled(ready, rng)
         held = self._held
         self.steps += len(ready)
         for handle in ready:
@@ -345,11 +346,21 @@ class VirtualTimeLoop(LoopWithoutIO):
             except BaseException as error:
                 self._failed(handle, error)
 
-    def _shuffle(self, ready: list[_Handle], rng: random.Random) -> None:
-        places = [at for at, handle in enumerate(ready) if handle.step]
-        for left in range(len(places) - 1, 0, -1):
-            one, other = places[left], places[int(rng.random() * (left + 1))]
-            ready[one], ready[other] = ready[other], ready[one]
+    def _shuffled(self, ready: list[_Handle], rng: random.Random) -> list[_Handle]:
+        """Steps in a drawn order. Each may fall behind callbacks that came after it, never get ahead of one that came before."""
+        order: list[_Handle] = []
+        waiting: list[_Handle] = []
+        for handle in ready:
+            if handle.step:
+                waiting.append(handle)
+                continue
+            if waiting:
+                later: list[_Handle] = []
+                for step in _in_drawn_order(waiting, rng):
+                    (order if rng.random() < 0.5 else later).append(step)
+                waiting = later
+            order.append(handle)
+        return order + _in_drawn_order(waiting, rng)
 
     def _failed(self, handle: _Handle, error: BaseException) -> None:
         self.call_exception_handler({"message": f"exception in {handle!r}", "exception": error, "handle": handle})
@@ -428,6 +439,14 @@ class VirtualTimeLoop(LoopWithoutIO):
 
     def set_task_factory(self, factory: object) -> None:
         raise NotImplementedError("tasks are made here, so that they hash alike in every run")
+
+
+def _in_drawn_order(steps: list[_Handle], rng: random.Random) -> list[_Handle]:
+    """A shuffle of our own, for `random.shuffle` may draw otherwise in another Python."""
+    for left in range(len(steps) - 1, 0, -1):
+        other = int(rng.random() * (left + 1))
+        steps[left], steps[other] = steps[other], steps[left]
+    return steps
 
 
 def note(node: str, *words: object) -> None:
