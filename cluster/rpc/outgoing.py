@@ -22,6 +22,7 @@ from cluster.rpc.message import Payload
 from cluster.rpc.quiet_log import QuietLog
 from cluster.rpc.statistics import RpcStatistics
 
+
 class Asked:
     """A call that waits for its reply."""
 

@@ -23,6 +23,7 @@ from tests.support.simulated.loop import process_context
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
 from tests.support.simulated.memory_store import DiskContent, MemoryRegisterStore
 from tests.support.simulated.network import SimulatedNetwork
+from tests.support.simulated.release import PRESENT
 from tests.support.simulated.streams import Streams
 from tests.support.simulated.weather import CALM, Weather
 
@@ -45,6 +46,7 @@ class Machine:
         self.chunks = ChunkDisk()
         self.chunk_store = MemoryChunkStore(self.chunks, self.rng)
         self.lives = 0
+        self.release = PRESENT
         self.core: PeerCore | None = None
         self._store: MemoryRegisterStore | None = None
         self._task: asyncio.Task[None] | None = None
@@ -63,7 +65,7 @@ class Machine:
             self._store = MemoryRegisterStore(self.registers, self.rng)
             self.chunk_store = MemoryChunkStore(self.chunks, self.rng)
             doors = Doors(
-                self._cluster.network.host(self.name),
+                self.release.network(self._cluster.network.host(self.name)),
                 self.clock,
                 Inline(),
                 self.rng,
@@ -72,6 +74,7 @@ class Machine:
             )
             settings = PeerSettings(
                 name=self.name,
+                release=self.release.name,
                 secret=b"sixteen characters",
                 host=self.name,
                 port=PEER_PORT,
@@ -84,7 +87,7 @@ class Machine:
                 repair=self._cluster.repair,
                 volumes=self._cluster.volumes,
             )
-            self.core = PeerCore(settings, doors, life)
+            self.core = self.release.dress(PeerCore(settings, doors, life))
             await self.core.open()
             try:
                 await self.core.run()
