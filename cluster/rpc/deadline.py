@@ -1,7 +1,7 @@
 """Deadlines of very many short-lived things, with one timer for all.
 
-Time is cut into steps; everything that is due in the same step shares a set. Adding and removing cost a set operation each, so a call
-that is answered in time never touches a timer of its own.
+Time is cut into steps; everything that is due in the same step shares a dict, in which it keeps the order of its adding. Adding and
+removing cost a dict operation each, so a call that is answered in time never touches a timer of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from cluster.rpc.limits import DEADLINE_STEP_S
 class Expiring(Protocol):
     """Something with a deadline."""
 
-    due: set[Expiring]
-    """Set by `Deadlines.add`. The owner discards itself from it when it is done earlier."""
+    due: dict[Expiring, None]
+    """Set by `Deadlines.add`. The owner takes itself out of it when it is done earlier."""
 
     def expire(self) -> None:
         """The deadline has passed. Must not raise."""
@@ -28,7 +28,7 @@ class Deadlines:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: dict[int, set[Expiring]] = {}
+        self._due: dict[int, dict[Expiring, None]] = {}
         self._steps: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -36,11 +36,11 @@ class Deadlines:
         step = int((self._loop.time() + seconds) / DEADLINE_STEP_S) + 1
         due = self._due.get(step)
         if due is None:
-            due = self._due[step] = set()
+            due = self._due[step] = {}
             heapq.heappush(self._steps, step)
             if self._steps[0] == step:
                 self._arm()
-        due.add(thing)
+        due[thing] = None
         thing.due = due
 
     def close(self) -> None:
@@ -63,5 +63,5 @@ class Deadlines:
         while self._steps and self._steps[0] * DEADLINE_STEP_S <= now:
             for thing in list(self._due.pop(heapq.heappop(self._steps))):
                 thing.expire()
-        # an empty set far away is kept: its step costs one idle wake-up
+        # an empty step far away is kept: its step costs one idle wake-up
         self._arm()

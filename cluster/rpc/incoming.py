@@ -43,7 +43,7 @@ class Intake:
 
     def __init__(self, statistics: RpcStatistics) -> None:
         self._statistics = statistics
-        self.stopped: set[IncomingConnection] = set()
+        self.stopped: dict[IncomingConnection, None] = {}
         """Connections that are not read now."""
 
     @property
@@ -67,7 +67,7 @@ class Running:
 
     __slots__ = ("answer", "call_id", "connection", "due", "given_up", "handler", "held", "work")
 
-    due: set[Expiring]
+    due: dict[Expiring, None]
 
     def __init__(self, connection: IncomingConnection, call_id: int, handler: Handler, held: int) -> None:
         self.connection = connection
@@ -234,7 +234,7 @@ class IncomingConnection(Connection):
     def finished(self, running: Running, work: asyncio.Future[Any]) -> None:
         """A handler has come to its end."""
         del self._running[running.call_id]
-        running.due.discard(running)
+        running.due.pop(running, None)
         self._held -= running.held
         self._intake.release(running.held)
         if work.cancelled() and running.answer is not None:
@@ -292,16 +292,16 @@ class IncomingConnection(Connection):
         """Stop or go on reading, by what is held and what waits to be sent."""
         transport = self._transport
         if transport is None or self.closed or transport.is_closing():
-            self._intake.stopped.discard(self)
+            self._intake.stopped.pop(self, None)
             return
         full = self._held > HELD_LIMIT_CONNECTION or (self._held > 0 and self._intake.is_full)
         if full or self._outbox.queued > SEND_QUEUE_LIMIT:
             if self not in self._intake.stopped:
-                self._intake.stopped.add(self)
+                self._intake.stopped[self] = None
                 transport.pause_reading()
                 self._loop.call_later(STOPPED_PING_S, self._show_life)
         elif self in self._intake.stopped:
-            self._intake.stopped.discard(self)
+            self._intake.stopped.pop(self, None)
             transport.resume_reading()
 
     def _show_life(self) -> None:
@@ -331,7 +331,7 @@ class IncomingConnection(Connection):
             self.review_reading()
 
     def lost(self, error: Exception | None) -> None:
-        self._intake.stopped.discard(self)
+        self._intake.stopped.pop(self, None)
         if self.peer is not None:
             self._statistics.connections_in -= 1
         self._arriving.clear()

@@ -74,9 +74,9 @@ class RpcNode(Caller):
         self._pool = BufferPool()
         self._intake = Intake(self.statistics)
         self._links: dict[str, Link] = {}
-        self._incoming: set[IncomingConnection] = set()
+        self._incoming: dict[IncomingConnection, None] = {}
         self._greetings: dict[IncomingConnection, None] = {}
-        self._outgoing: set[OutgoingConnection] = set()
+        self._outgoing: dict[OutgoingConnection, None] = {}
         self._listener: Listener | None = None
         self._closing = False
         self._all_lost = asyncio.Event()
@@ -304,7 +304,7 @@ class RpcNode(Caller):
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 connection = await self._network.connect(make, host, port)
-                self._outgoing.add(connection)
+                self._outgoing[connection] = None
                 if connection.closed:
                     self._outgoing_lost(connection)
                 await connection.welcome
@@ -320,7 +320,7 @@ class RpcNode(Caller):
         return connection
 
     def _outgoing_lost(self, connection: OutgoingConnection) -> None:
-        self._outgoing.discard(connection)
+        self._outgoing.pop(connection, None)
         self._note_all_lost()
         if connection.peer is not None:
             link = self._links.get(connection.peer.name)
@@ -346,7 +346,7 @@ class RpcNode(Caller):
         if self._closing:
             connection.abort()
             return connection
-        self._incoming.add(connection)
+        self._incoming[connection] = None
         self._greetings[connection] = None
         self.statistics.greetings = len(self._greetings)
         if len(self._greetings) > GREETINGS_LIMIT:
@@ -362,7 +362,7 @@ class RpcNode(Caller):
 
     def _incoming_lost(self, connection: IncomingConnection) -> None:
         self._greeting_over(connection)
-        self._incoming.discard(connection)
+        self._incoming.pop(connection, None)
         self._note_all_lost()
 
     def _note_all_lost(self) -> None:

@@ -22,16 +22,13 @@ from cluster.rpc.message import Payload
 from cluster.rpc.quiet_log import QuietLog
 from cluster.rpc.statistics import RpcStatistics
 
-_call_ids = count(1)
-"""Unique in the process, so an id never meets a reply to another call that carried it."""
-
 
 class Asked:
     """A call that waits for its reply."""
 
     __slots__ = ("call_id", "connection", "due", "future", "method", "payload", "reply_fields", "sent_at", "unpack")
 
-    due: set[Expiring]
+    due: dict[Expiring, None]
 
     def __init__(
         self,
@@ -72,6 +69,8 @@ class OutgoingConnection(Connection):
         self.welcome: asyncio.Future[None] = loop.create_future()
         """Done when calls may be made; fails with the reason when they never will be."""
         self._on_lost = on_lost
+        self._call_ids = count(1)
+        """Never used twice on a connection, so no reply is taken for that to another call."""
         self._asked: dict[int, Asked] = {}
         self._streams = 0
         self._room: deque[tuple[asyncio.Future[None], int]] = deque()
@@ -106,7 +105,7 @@ class OutgoingConnection(Connection):
         """Put a request into the outbox. Raises Invalid when it cannot travel, PeerUnavailable when the connection is gone."""
         if self.closed:
             raise PeerUnavailable("the connection has just been closed")
-        call_id = next(_call_ids)
+        call_id = next(self._call_ids)
         assert codec.reply is not None
         try:
             header = pack_header(
@@ -164,7 +163,7 @@ class OutgoingConnection(Connection):
 
     def _forget(self, asked: Asked) -> None:
         del self._asked[asked.call_id]
-        asked.due.discard(asked)
+        asked.due.pop(asked, None)
         self._statistics.in_flight_out -= 1
         if asked.payload is not None:
             asked.payload = None

@@ -5,13 +5,12 @@ Each shard is read ahead in small steps, so that a page of ``limit`` volumes rea
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from heapq import heapify, heappop, heappush
 
-from cluster.volumes.first_error import first_error
 from cluster.volumes.head import VOLUME_SHARDS, Head
 from cluster.volumes.head_store import HeadStore
+from cluster.volumes.together import together
 from cluster.volumes.volume import VolumePage
 
 LIST_LIMIT = 1000
@@ -51,14 +50,8 @@ async def list_volumes(heads: HeadStore, prefix: str, after: str, limit: int) ->
     ``next_after`` is given exactly when a further volume existed at that moment."""
     step = min(limit, limit // VOLUME_SHARDS + SCAN_MARGIN) + 1
     cursors = [ShardCursor(heads, shard, after.encode(), prefix.encode(), step) for shard in range(VOLUME_SHARDS)]
-    try:
-        async with asyncio.TaskGroup() as group:
-            firsts = [group.create_task(cursor.next_live()) for cursor in cursors]
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
-    merge = [
-        (head.name.encode(), shard, head) for shard, task in enumerate(firsts) if (head := task.result()) is not None
-    ]
+    firsts = await together(cursor.next_live() for cursor in cursors)
+    merge = [(head.name.encode(), shard, head) for shard, head in enumerate(firsts) if head is not None]
     heapify(merge)
     found: list[Head] = []
     while merge and len(found) < limit:

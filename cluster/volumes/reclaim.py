@@ -22,13 +22,13 @@ from typing import Any
 
 from cluster.doors.clock import Clock
 from cluster.errors import HoldfastError, QuorumUnavailable
-from cluster.volumes.first_error import first_error
 from cluster.volumes.head import VOLUME_SHARDS, Head, RetiredRoot
 from cluster.volumes.head_store import HeadStore, Version
 from cluster.volumes.map_difference import DeadReference, all_references, dead_references
 from cluster.volumes.page import LEAF_EXTENTS, Node, Stored
 from cluster.volumes.page_store import PageCache, PageStore
 from cluster.volumes.reference import page_referrer
+from cluster.volumes.together import together
 from cluster.volumes.volume_map import Geometry
 
 RETIRED_GRACE_S = 60.0
@@ -391,12 +391,7 @@ class Reclaimer:
         if len(references) == 1:
             await self._drop_one(references[0], replicas, leave_behind)
             return
-        try:
-            async with asyncio.TaskGroup() as group:
-                for reference in references:
-                    group.create_task(self._drop_one(reference, replicas, leave_behind))
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
+        await together(self._drop_one(reference, replicas, leave_behind) for reference in references)
 
     async def _drop_one(self, reference: DeadReference, replicas: int, leave_behind: bool = False) -> None:
         try:

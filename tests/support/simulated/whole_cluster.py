@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import random
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
 from cluster.doors.offload import Inline
 from cluster.governance.stores import RUN_BYTES, Life, new_store_id
@@ -19,25 +18,17 @@ from cluster.volumes.map_difference import all_references
 from cluster.volumes.page_store import PageStore
 from cluster.volumes.service import VolumeSettings
 from cluster.volumes.volume_map import Geometry
+from tests.support.simulated.clock import VirtualClock
+from tests.support.simulated.loop import process_context
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
 from tests.support.simulated.memory_store import DiskContent, MemoryRegisterStore
 from tests.support.simulated.network import SimulatedNetwork
+from tests.support.simulated.release import PRESENT
+from tests.support.simulated.streams import Streams
+from tests.support.simulated.weather import CALM, Weather
 
 PEER_PORT = 7482
 PARTITION_BITS = 4
-
-
-class VirtualClock:
-    """The loop's time."""
-
-    def monotonic(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def wall(self) -> float:
-        return 1_700_000_000 + asyncio.get_running_loop().time()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 class Machine:
@@ -47,18 +38,22 @@ class Machine:
         self.name = name
         self._cluster = cluster
         self._expect = expect
-        self.rng = random.Random(f"{cluster.seed} {name}")
+        self.rng = cluster.streams.stream(f"node {name}")
+        self.clock = (
+            VirtualClock.wild(cluster.streams.stream(f"clock {name}")) if cluster.wild_clocks else VirtualClock()
+        )
         self.registers = DiskContent()
         self.chunks = ChunkDisk()
         self.chunk_store = MemoryChunkStore(self.chunks, self.rng)
         self.lives = 0
+        self.release = PRESENT
         self.core: PeerCore | None = None
         self._store: MemoryRegisterStore | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         assert self._task is None
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = asyncio.get_running_loop().create_task(self._run(), context=process_context(self.name))
 
     async def _run(self) -> None:
         while True:
@@ -70,8 +65,8 @@ class Machine:
             self._store = MemoryRegisterStore(self.registers, self.rng)
             self.chunk_store = MemoryChunkStore(self.chunks, self.rng)
             doors = Doors(
-                self._cluster.network.host(self.name),
-                VirtualClock(),
+                self.release.network(self._cluster.network.host(self.name)),
+                self.clock,
                 Inline(),
                 self.rng,
                 self._store,
@@ -79,6 +74,7 @@ class Machine:
             )
             settings = PeerSettings(
                 name=self.name,
+                release=self.release.name,
                 secret=b"sixteen characters",
                 host=self.name,
                 port=PEER_PORT,
@@ -91,7 +87,7 @@ class Machine:
                 repair=self._cluster.repair,
                 volumes=self._cluster.volumes,
             )
-            self.core = PeerCore(settings, doors, life)
+            self.core = self.release.dress(PeerCore(settings, doors, life))
             await self.core.open()
             try:
                 await self.core.run()
@@ -138,12 +134,17 @@ class WholeCluster:
         down_out_s: float = 0.0,
         interval_s: float = 10.0,
         sweep_age_s: float = 60.0,
+        streams: Streams | None = None,
+        weather: Weather = CALM,
+        wild_clocks: bool = False,
     ) -> None:
         self.seed = seed
+        self.streams = streams if streams is not None else Streams(seed)
+        self.wild_clocks = wild_clocks
         self.auto_layout = auto_layout
         self.repair = RepairSettings(interval_s=interval_s, persist_s=1.0, retry_s=1.0, down_out_s=down_out_s)
         self.volumes = VolumeSettings(sweep_age_s=sweep_age_s, sweep_period_s=120.0)
-        self.network = SimulatedNetwork(random.Random(seed))
+        self.network = SimulatedNetwork(self.streams.stream("network"), weather)
         self.machines: dict[str, Machine] = {}
         for index in range(size):
             self.add(f"n{index + 1}", size)
@@ -265,10 +266,28 @@ async def body(data: bytes, piece: int = 10_000) -> AsyncIterator[bytes]:
         yield data[start : start + piece]
 
 
+T = TypeVar("T")
+
+
+async def as_client(core: PeerCore, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` in the process of that node, for a client outside, who can give up without waiting for the process to notice."""
+    task = asyncio.get_running_loop().create_task(work, context=process_context(core.rpc.me.name))
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        task.cancel()
+        raise
+    return task.result()
+
+
 async def put(core: PeerCore, name: str, data: bytes, chunk_size: int = 4096, replicas: int | None = None) -> None:
-    await core.volumes.replace(name, body(data), len(data), chunk_size=chunk_size, replicas=replicas)
+    await as_client(core, core.volumes.replace(name, body(data), len(data), chunk_size=chunk_size, replicas=replicas))
 
 
 async def get(core: PeerCore, name: str) -> bytes:
-    volume = await core.volumes.open(name)
-    return b"".join([bytes(piece) async for piece in volume.read(0, volume.volume.size)])
+    async def read() -> bytes:
+        volume = await core.volumes.open(name)
+        return b"".join([bytes(piece) async for piece in volume.read(0, volume.volume.size)])
+
+    return await as_client(core, read())

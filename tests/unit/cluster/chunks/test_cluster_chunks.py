@@ -21,8 +21,8 @@ from cluster.errors import Corrupt, NoSpace, NotFound, PeerLost, PeerUnavailable
 from cluster.register.quorum import QuorumRule
 from cluster.rpc.caller import Reply
 from cluster.rpc.message import Buffer, Done, Payload, Request, payload_joined
+from tests.support.simulated.clock import VirtualClock
 from tests.support.simulated.loop import run_virtual
-from tests.support.simulated.whole_cluster import VirtualClock
 
 NAMES = ("a", "b", "c")
 Trouble = Callable[[], Awaitable[None]]

@@ -21,9 +21,9 @@ from cluster.repair.judge import Verdict
 from cluster.repair.messages import Described
 from cluster.rpc.caller import Reply
 from cluster.rpc.message import Done
+from tests.support.simulated.clock import VirtualClock
 from tests.support.simulated.loop import run_virtual
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
-from tests.support.simulated.whole_cluster import VirtualClock
 
 BITS = 4
 REFERRER = bytes(16)

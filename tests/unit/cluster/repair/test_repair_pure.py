@@ -23,8 +23,8 @@ from cluster.repair.messages import NodeRepair
 from cluster.repair.sharing import Sharing
 from cluster.repair.status import pack_counts, summarise
 from cluster.repair.suspicion import ACT_AGAIN_LIMIT_S, ACT_AGAIN_S, Suspicions
+from tests.support.simulated.clock import VirtualClock
 from tests.support.simulated.loop import run_virtual
-from tests.support.simulated.whole_cluster import VirtualClock
 
 
 def layout_of(count: int, bits: int = 4) -> Layout:

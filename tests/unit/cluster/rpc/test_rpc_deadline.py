@@ -8,7 +8,7 @@ from cluster.rpc.deadline import Deadlines, Expiring
 
 
 class Thing:
-    due: set[Expiring]
+    due: dict[Expiring, None]
 
     def __init__(self, log: list[tuple[float, Thing]], expired: asyncio.Queue[None]) -> None:
         self.log = log
@@ -30,7 +30,7 @@ async def test_things_expire_at_their_deadline_and_not_when_they_are_done_before
     for thing, after in zip(things, seconds, strict=True):
         deadlines.add(thing, after)
     done = things[3]
-    done.due.discard(done)
+    done.due.pop(done)
     async with asyncio.timeout(5):
         for _ in range(3):
             await expired.get()
