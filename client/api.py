@@ -151,14 +151,18 @@ class Holdfast:
         return Volume.from_json(answer.document())
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
-        """Remove a volume. `NotFound` when there is none, unless an attempt of this call got lost and did it."""
+        """Remove a volume. `NotFound` when there is none, unless an attempt of this call got lost and may have done it: then it is gone, as
+        asked for. With ``if_match`` that is `OutcomeUnknown`: somebody else may have removed that very version."""
         headers = _conditions(if_match, None)
         answer = await self._transport.call(
             Call("DELETE", _path(name), headers=headers, fresh_connection=if_match is not None)
         )
-        if answer.doubtful and isinstance(answer.error, NotFound):
+        if answer.doubtful and isinstance(answer.error, NotFound) and if_match is None:
             return  # it was there or it wasn't; now it is gone, which is what was asked for
-        _settle(answer, f"whether the volume {name!r} was removed is unknown: another one has its name now")
+        _settle(
+            answer,
+            f"whether this call removed the volume {name!r} is unknown: an attempt got lost, and now it is gone or another one",
+        )
         if answer.error is not None:
             raise answer.error
 

@@ -147,11 +147,12 @@ class Reclaimer:
         self._busy = False
 
     def notice(self, head: Head) -> None:
-        """A head with retired roots was written or met."""
+        """A head was written or met: it may have retired roots, or be that of a deleted volume, to be removed."""
         job = self._jobs.get(head.name)
         now = self._clock.monotonic()
         if job is None:
-            if not head.retired or len(self._jobs) >= QUEUE_LIMIT:
+            idle = not head.retired and (head.live or head.is_claim)
+            if idle or len(self._jobs) >= QUEUE_LIMIT:
                 return
             job = self._jobs[head.name] = Job(head.name, now)
             self._schedule(job, now + self._grace_s)

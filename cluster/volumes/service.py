@@ -275,12 +275,11 @@ class VolumeService:
         version, _ = await self._live(name)
         write = new_write_id(name, self._rng)
 
-        async def deleted(version: Version) -> Head | None:
+        async def deleted(version: Version) -> Head:
             head = self._still(version, name)
             check_condition(condition, head)
+            # A hidden head even where nothing is to be given back: that the register is gone would not tell by whom.
             retired = head.retired_with_root(self._clock.wall())
-            if not retired:
-                return None
             return replace(head, write=write, live=False, root=EMPTY_ROOT, retired=retired)
 
         await self._change(name, version, deleted)
@@ -485,17 +484,15 @@ class VolumeService:
         self,
         name: str,
         version: Version,
-        decide: Callable[[Version], Awaitable[Head | None]],
+        decide: Callable[[Version], Awaitable[Head]],
         unfinished: Unfinished | None = None,
     ) -> Head:
-        """Swing to what ``decide`` makes of the newest version, until nobody comes between. Returns the last head decided
-        on (the one that was there when it was removed). ``unfinished``: what the change has stored for it."""
+        """Swing to what ``decide`` makes of the newest version, until nobody comes between. Returns the last head decided on.
+        ``unfinished``: what the change has stored for it."""
         doubt = Unfinished(self.reclaimer, self._cache) if unfinished is None else unfinished
         with doubt.guarded():
             for _ in range(SWING_TRIES):
-                head = await decide(version)
-                if head is not None:
-                    head = await self._with_room(head)
+                head = await self._with_room(await decide(version))
                 doubt.in_doubt = True
                 try:
                     swing = await self._heads.swing(name, version, head)
@@ -505,16 +502,10 @@ class VolumeService:
                 doubt.in_doubt = swing.applied
                 if swing.applied:
                     doubt.succeeded()
-                    return self._swung(version, head)
+                    self.reclaimer.notice(head)
+                    return head
                 version = swing.current
             raise too_contended(name)
-
-    def _swung(self, version: Version, head: Head | None) -> Head:
-        if head is None:
-            assert version.head is not None
-            return version.head
-        self.reclaimer.notice(head)
-        return head
 
     async def _with_room(self, head: Head) -> Head:
         """``head`` with so few retired roots as may be: the oldest are reclaimed at once when there are too many."""

@@ -11,9 +11,10 @@ from typing import Any
 from cluster.errors import Busy, NotReady, OutcomeUnknown, QuorumUnavailable, StaleLayout
 from cluster.register.key import RegisterKey
 from cluster.register.store import FRESH, LEARNER
+from tests.support.history.linearizability import is_linearizable
+from tests.support.history.operation import CAS, NEVER, PUT, READ, Operation
 from tests.support.simulated.fabric import Fabric, Weather
 from tests.support.simulated.layouts import Script
-from tests.support.simulated.linearizability import CAS, NEVER, PUT, READ, Operation, is_linearizable
 from tests.support.simulated.loop import run_virtual
 from tests.support.simulated.memory_store import tombstones_of
 from tests.support.simulated.node import Life, Machine, Parts

@@ -306,6 +306,14 @@ async def test_lost_answers_of_create_and_delete(holdfast: Holdfast, fake_cluste
         gateway.before, gateway.after = [], [drop]
     await holdfast.delete("v")
     assert "v" not in fake_cluster.volumes
+    for gateway in fake_cluster.gateways:
+        gateway.after = [drop]
+    etag = fake_cluster.volumes["w"].etag
+    with pytest.raises(
+        OutcomeUnknown, match="whether this call removed"
+    ):  # somebody else may have removed that version
+        await holdfast.delete("w", if_match=etag)
+    assert "w" not in fake_cluster.volumes
 
 
 async def test_sources_that_change_are_not_stored(

@@ -228,6 +228,28 @@ async def test_a_swing_that_was_done_and_overwritten_while_in_doubt_counts_as_do
     assert await content(service, "v") == b"newer"
 
 
+@pytest.mark.parametrize("data", [b"", b"content"])
+async def test_of_two_who_delete_one_version_only_one_is_told_that_it_did(data: bytes) -> None:
+    """The first one's request gets lost, and when it is repeated the other has deleted the volume."""
+    cluster = MemoryCluster()
+    service, other = cluster.gateway(1), cluster.gateway(2)
+    await put(service, "v", data)
+    condition = Condition(if_match=frozenset({(await service.show("v")).etag}))
+    first = True
+
+    async def before(_: int) -> None:
+        nonlocal first
+        if first:
+            first = False
+            await other.delete("v", condition)
+            raise OutcomeUnknown("lost on the way")
+
+    cluster.registers.before_swing = before
+    with pytest.raises(OutcomeUnknown):
+        await service.delete("v", condition)
+    assert (await service.list()).volumes == ()
+
+
 async def test_an_outcome_that_stays_unknown_is_said_to_be_and_nothing_is_given_back() -> None:
     cluster = MemoryCluster()
     service = cluster.gateway()
