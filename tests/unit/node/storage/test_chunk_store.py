@@ -24,7 +24,7 @@ from node.storage.chunk_index import ChunkIndex, Damage, IndexFull, Snapshot
 from node.storage.chunk_reading import POSITION_BYTES, Position, PositionCache
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore, default_reserve
 from node.storage.disk import Disk, RealDisk
-from tests.unit.node.storage.simulated_disk import SimulatedDisk
+from tests.support.simulated.disk import SimulatedDisk
 
 ALICE = Reference(b"alice-0123456789", 3)
 BOB = Reference(b"bob-0123456789ab", 2)
@@ -678,7 +678,7 @@ async def test_few_files_are_open_at_once(harness: Harness, monkeypatch: pytest.
         found = await asyncio.gather(*[store.read(chunk) for chunk in chunks])
         assert found == [payload_of(number, 9000) for number in range(30)]
         assert store.statistics().log_files == 30
-        assert len(harness.simulated._descriptors) <= 3 + chunk_store_module.READER_THREADS
+        assert len(harness.simulated._descriptors) <= 3 + chunk_store_module.READERS
     assert not harness.simulated._descriptors
 
 
