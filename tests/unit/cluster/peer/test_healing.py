@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -23,7 +24,7 @@ CONVERGED_S = 400.0
 """Virtual seconds within which everything must be as it should, once nothing is broken any more: the longest grace plus some retries."""
 
 
-def play(scenario: Scenario, size: int = 5, seed: int = 1, *, auto_layout: bool = True, **settings: float) -> None:
+def play(scenario: Scenario, size: int = 5, seed: int = 1, *, auto_layout: bool = True, **settings: Any) -> None:
     async def main() -> None:
         cluster = WholeCluster(seed, size, auto_layout=auto_layout, **settings)
         try:
