@@ -45,6 +45,7 @@ from node.storage.chunk_index import Damage
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.damaged_registers import clear_leftovers, set_aside
 from node.storage.disk import RealDisk
+from node.storage.lanes import THREADS
 from node.storage.register_store import SqliteRegisterStore
 from node.storage.scrub import Scrubber, ScrubSettings
 from node.storage.scrub_progress import ScrubFile
@@ -128,11 +129,14 @@ class Daemon:
             await asyncio.to_thread(chunks.ensure_room_to_start)
             await chunks.open()
             stack.push_async_callback(chunks.close)
+            scrub_lane = THREADS.open("scrub")
+            stack.push_async_callback(scrub_lane.close)
             scrubber = Scrubber(
                 chunks,
                 ScrubFile(disk, str(chunk_directory)),
                 clock,
                 ScrubSettings(config.scrub_period_s, config.scrub_rate),
+                scrub_lane,
             )
 
             def doors(registers: SqliteRegisterStore) -> Doors:

@@ -162,10 +162,10 @@ def _trees(
 
 @contextmanager
 def _judged() -> Iterator[None]:
-    """Turns SQLite's errors into the two that matter."""
+    """Turns SQLite's errors into the two that matter. Damaged text can't even be decoded, be it only in an error's message."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         if is_full(error):
             raise IndexFull(str(error)) from error
         raise IndexDamaged(f"{type(error).__name__}: {error}") from error

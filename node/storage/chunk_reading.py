@@ -1,4 +1,4 @@
-"""Reading chunks from the log, every byte checked before it is handed out. Blocks: for the reader threads; `cached` for the loop.
+"""Reading chunks from the log, every byte checked before it is handed out. Blocks: for the readers' lane; `cached` for the loop.
 
 A place is read twice before it is called damaged, so that a fault on the way from the disk does not cost a good copy.
 """

@@ -1,4 +1,4 @@
-"""Opening the store: makes catalog, index and log agree with what the disk holds. Runs once, in a thread, before the writer.
+"""Opening the store: makes catalog, index and log agree with what the disk holds. Runs once, on a lane, before the writer.
 
 1. The index is trusted if it is whole and fits the files; otherwise a new one is built by replaying the log from its beginning.
 2. The log after the covered position is replayed into the catalog.

@@ -1,6 +1,6 @@
 """One node's durable chunks: `cluster.chunks.store.ChunkStore` over a chunk log and its index, in one directory.
 
-The event loop's side: it checks arguments, queues changes for the writer's thread, sends lookups and reads to a few reader threads, and
+The event loop's side: it checks arguments, queues changes for the writer's lane, sends lookups and reads to a lane of a few readers, and
 owns the cache of positions for reads that need neither. No method waits for the disk on the event loop.
 Read on in this order: `chunk_record`, `chunk_state`, `chunk_trees`, `file_ledger`, `chunk_log`, `chunk_index`, `chunk_catalog`,
 `chunk_operation`, `chunk_writer`, `chunk_recovery`; for space `chunk_expiry`, `chunk_relocation`, `file_evacuation`,
@@ -14,7 +14,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from random import Random
@@ -45,17 +44,19 @@ from node.storage.chunk_writer import Barrier, ChunkWriter, Rebuild, Retire, Sea
 from node.storage.disk import Disk
 from node.storage.file_evacuation import EvacuationDoors, FileEvacuation
 from node.storage.file_ledger import FileAccount
+from node.storage.lanes import THREADS, Lane, Lanes
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-READER_THREADS = 4
+READERS = 4
 """Reads from the disk at once; enough to keep a disk's queue busy, few enough to keep memory small."""
 
 QUEUE_BYTES = 256 * 1024 * 1024
 """Payload bytes that may wait for the writer; a put beyond that waits before it is queued."""
 
+INDEX_NAME = "chunks.sqlite"
 FILE_BYTES = 1024 * 1024 * 1024
 GRACE_S = 24 * 3600.0
 PARTITION_PAGE = 1024
@@ -71,13 +72,14 @@ def default_reserve(total: int) -> int:
 class ChunkStoreSettings:
     """`directory`: where the log and the index live. `grace_s`: how long a chunk outlives its last reference. `file_bytes`: size at
     which a log file is sealed. `reserve_bytes`: free space below which a put is refused; None: `default_reserve`.
-    `ballast_bytes`: see `ballast`; None: `default_ballast`."""
+    `ballast_bytes`: see `ballast`; None: `default_ballast`. `flush_states`: see `chunk_writer.FLUSH_STATES`, which is the default."""
 
     directory: str
     grace_s: float = GRACE_S
     file_bytes: int = FILE_BYTES
     reserve_bytes: int | None = None
     ballast_bytes: int | None = None
+    flush_states: int | None = None
 
 
 class LogChunkStore:
@@ -91,17 +93,21 @@ class LogChunkStore:
         clock: Clock,
         random: Random,
         on_damage: Callable[[Damage], None] | None = None,
+        lanes: Lanes = THREADS,
+        index: ChunkIndex | None = None,
     ) -> None:
+        """`index`: in the place of the one in the directory."""
         assert settings.file_bytes < 2**31, "offsets in the log are 32 bits"
         self._settings = settings
         self._disk = disk
         self._clock = clock
         self._random = random
         self._on_damage = on_damage
+        self._lanes = lanes
         self._directory = settings.directory
         self._files = LogFiles(disk, settings.directory)
         self._ballast = Ballast(disk, settings.directory)
-        self._index = ChunkIndex(os.path.join(settings.directory, "chunks.sqlite"))
+        self._index = index or ChunkIndex(os.path.join(settings.directory, INDEX_NAME))
         self._catalog = ChunkCatalog(self._index)
         self._reading = ChunkReading(self._files)
         self._positions = PositionCache()
@@ -109,7 +115,7 @@ class LogChunkStore:
         """Counts chunks whose known position became void: what a reader found before may be old."""
         self._log = ChunkLog(self._files, lambda: random.getrandbits(64) or 1)
         self._writer: ChunkWriter | None = None
-        self._readers: ThreadPoolExecutor | None = None
+        self._readers: Lane | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queued_bytes = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -121,14 +127,14 @@ class LogChunkStore:
     # -- life
 
     async def open(self) -> Recovered:
-        """Recover what the directory holds and start the threads. Raises OSError, StoreFailed."""
+        """Recover what the directory holds and open the lanes. Raises OSError, StoreFailed."""
         assert self._writer is None
         self._loop = asyncio.get_running_loop()
-        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="chunk-reader")
+        self._readers = self._lanes.open("chunk-reader", READERS)
         try:
-            found = await self._loop.run_in_executor(self._readers, self._recover)
+            found = await self._readers.run(self._recover)
         except BaseException:
-            self._readers.shutdown()
+            await self._readers.close()
             self._index.close()
             self._files.close()
             self._ballast.close()
@@ -141,12 +147,13 @@ class LogChunkStore:
             age_ms=found.age_ms,
             file_bytes=self._settings.file_bytes,
             reserve_bytes=self._reserve,
+            flush_states=self._settings.flush_states,
             ballast=self._ballast,
+            lanes=self._lanes,
             loop=self._loop,
             answered=self._answered,
             damaged=self._report,
         )
-        self._writer.start()
         log.info(
             "chunk store open: chunks=%d replayed=%d cut_bytes=%d index=%s",
             self._catalog.chunks,
@@ -167,11 +174,11 @@ class LogChunkStore:
         return found
 
     async def close(self) -> None:
-        """Finish what is queued, put everything into the index, seal it, end the threads."""
+        """Finish what is queued, put everything into the index, seal it, end the lanes."""
         await self._stop(tidy=True)
 
     async def abandon(self) -> None:
-        """End the threads and leave index and log as they are, as if the process had died after its last answer."""
+        """End the lanes and leave index and log as they are, as if the process had died after its last answer."""
         await self._stop(tidy=False)
 
     async def _stop(self, *, tidy: bool) -> None:
@@ -184,8 +191,8 @@ class LogChunkStore:
         self._waiting.clear()
         readers = self._readers
         assert readers is not None
-        await asyncio.to_thread(readers.shutdown)
-        await asyncio.to_thread(writer.stop, tidy=tidy)
+        await readers.close()
+        await writer.stop(tidy=tidy)
         self._index.close()
         self._files.close()
         self._ballast.close()
@@ -460,7 +467,7 @@ class LogChunkStore:
         """The places in the log that are set aside."""
         return list(self._catalog.damages.values())
 
-    # -- in the reader threads
+    # -- on the readers' lane
 
     def _hold(self, chunks: Sequence[bytes]) -> list[bool]:
         states = self._catalog.bases(chunks, self._index.reader())
@@ -546,7 +553,7 @@ class LogChunkStore:
         waiting = sum(state is not None and state.freed != REFERENCED for state in newest.values())
         return reader.freed_count() - lapsed + waiting
 
-    # -- the event loop's side of the threads
+    # -- the event loop's side of the lanes
 
     def _running(self) -> ChunkWriter:
         if self._writer is None:
@@ -595,14 +602,13 @@ class LogChunkStore:
                 self._on_damage(damage)
 
     async def _run(self, function: Callable[..., R], *arguments: Any) -> R:
-        """`function` in a reader thread."""
+        """`function` on the readers' lane."""
         self._running()
-        assert self._loop is not None
         assert self._readers is not None
-        return await self._loop.run_in_executor(self._readers, function, *arguments)
+        return await self._readers.run(function, *arguments)
 
     async def _ask(self, function: Callable[..., R], *arguments: Any) -> R:
-        """A question to the catalog, in a reader thread; asked again when the index was rebuilt meanwhile."""
+        """A question to the catalog, on the readers' lane; asked again when the index was rebuilt meanwhile."""
         catalog = self._catalog
         while True:
             epoch = catalog.epoch

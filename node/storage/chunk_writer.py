@@ -1,7 +1,7 @@
-"""The store's writer: one thread that owns catalog and log, and commits what the event loop queues in groups.
+"""The store's writer: one lane that owns catalog and log, and commits what the event loop queues in groups.
 
-It takes everything that is queued (bounded in bytes), decides each operation, appends all records with one write and one fdatasync,
-only then takes over the effects, and hands the answers to the event loop in one call. A second thread puts the newest states into
+A turn takes everything that is queued (bounded in bytes), decides each operation, appends all records with one write and one fdatasync,
+only then takes over the effects, and hands the answers to the event loop in one call. A second lane puts the newest states into
 the index whenever enough have come together, and unlinks dead log files; the writer goes on meanwhile and waits for it only when twice
 the bound has gathered. Whatever goes wrong, every queued operation gets an answer.
 """
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from concurrent.futures import Future
 from typing import Any
 
 from cluster.chunks.store import StoreFailed
@@ -26,6 +25,7 @@ from node.storage.chunk_log import ChunkLog, LogFiles, LogFull
 from node.storage.chunk_operation import NO_MOVES, NO_PUTS, Batch, Operation, Put, Room
 from node.storage.chunk_recovery import BATCH_BYTES, ChunkRecovery
 from node.storage.chunk_state import Change
+from node.storage.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
@@ -87,22 +87,13 @@ class Rebuild(Barrier):
 
 
 class _Flushed:
-    """From the indexer's thread: a flush has ended."""
+    """From the indexer's lane: a flush has ended."""
 
     __slots__ = ()
 
 
-class _Stop:
-    """The last thing queued."""
-
-    __slots__ = ("tidy",)
-
-    def __init__(self, tidy: bool) -> None:
-        self.tidy = tidy
-
-
 class ChunkWriter:
-    """`start` after recovery; `submit` from the event loop; `stop` once."""
+    """Made after recovery; `submit` and, once, `stop` from the event loop."""
 
     def __init__(
         self,
@@ -114,7 +105,9 @@ class ChunkWriter:
         age_ms: int,
         file_bytes: int,
         reserve_bytes: int,
+        flush_states: int | None,
         ballast: Ballast,
+        lanes: Lanes,
         loop: asyncio.AbstractEventLoop,
         answered: Callable[[Sequence[Operation]], None],
         damaged: Callable[[Sequence[Damage]], None],
@@ -128,14 +121,18 @@ class ChunkWriter:
         self._opened = clock.monotonic()
         self._file_bytes = file_bytes
         self._reserve_bytes = reserve_bytes
+        self._flush_states = FLUSH_STATES if flush_states is None else flush_states
         self._ballast = ballast
         self._grow_again_at = 0.0
         self._loop = loop
         self._answered = answered
         self._damaged = damaged
-        self._queue: SimpleQueue[Operation | _Flushed | _Stop] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="chunk-writer", daemon=True)
-        self._indexer = ThreadPoolExecutor(1, thread_name_prefix="chunk-indexer")
+        self._queue: deque[Operation | _Flushed] = deque()
+        self._lane = lanes.open("chunk-writer")
+        self._called = False
+        """Whether a turn will come that has not begun to take what is queued."""
+        self._ended = False
+        self._indexer = lanes.open("chunk-indexer")
         self._flush: Future[list[int]] | None = None
         self._flush_again_at = 0.0
         self._retiring: Retire | None = None
@@ -143,58 +140,73 @@ class ChunkWriter:
         self.index_error: str | None = None
         """Why the index lags behind, if it does."""
 
-    def start(self) -> None:
-        self._thread.start()
-
     def submit(self, operation: Operation) -> None:
         """Queue an operation. Event loop only."""
-        self._queue.put(operation)
+        self._put(operation)
 
     @property
     def queued(self) -> int:
-        return self._queue.qsize()
+        return len(self._queue)
 
     def age_ms(self) -> int:
         """The store's age: milliseconds for which it has been open, over all its starts."""
         return self._age_base_ms + int((self._clock.monotonic() - self._opened) * 1000)
 
-    def stop(self, *, tidy: bool) -> None:
-        """Finish what is queued and end the threads; `tidy`: with everything in a sealed index. Blocks."""
-        self._queue.put(_Stop(tidy))
-        self._thread.join()
-        self._indexer.shutdown()
+    async def stop(self, *, tidy: bool) -> None:
+        """Finish what is queued and end the lanes; `tidy`: with everything in a sealed index."""
+        await self._lane.run(self._end, tidy)
+        await self._indexer.close()
+        await self._lane.close()
 
-    # -- the writer's thread
+    def _put(self, item: Operation | _Flushed) -> None:
+        """From anywhere. The queue first: a turn that has begun by then takes the item, or finds that it wasn't called."""
+        self._queue.append(item)
+        self._call_turn()
 
-    def _run(self) -> None:
-        ending: _Stop | None = None
-        while ending is None:
-            group: list[Operation] = []
-            size = 0
-            item = self._queue.get()
-            while True:
-                if isinstance(item, _Flushed):
-                    self._guarded(self._end_flush)
-                elif isinstance(item, _Stop):
-                    ending = item
-                    break
-                elif isinstance(item, Barrier):
-                    break
-                else:
-                    group.append(item)
-                    size += item.size
-                if size >= BATCH_BYTES or len(group) >= GROUP_OPERATIONS or self._queue.empty():
-                    break
-                item = self._queue.get()
-            if group:
-                self._commit(group, size)
-            if isinstance(item, Barrier):
-                self._barrier(item)
-            self._guarded(self._flush_if_due)
-            self._grow_ballast_if_due()
+    def _call_turn(self) -> None:
+        if not self._called:
+            self._called = True
+            self._lane.submit(self._turn)
+
+    # -- on the writer's lane
+
+    def _turn(self) -> None:
+        self._called = False
+        if self._queue and not self._ended:
+            self._step()
+            if self._queue:
+                self._call_turn()
+
+    def _end(self, tidy: bool) -> None:
+        """The last turn."""
+        while self._queue:
+            self._step()
+        self._ended = True
         self._guarded(self._end_flush)
-        if ending.tidy:
+        if tidy:
             self._tidy()
+
+    def _step(self) -> None:
+        """One group of what is queued, or what comes before a barrier and then the barrier."""
+        group: list[Operation] = []
+        size = 0
+        barrier: Barrier | None = None
+        while self._queue and size < BATCH_BYTES and len(group) < GROUP_OPERATIONS:
+            item = self._queue.popleft()
+            if isinstance(item, _Flushed):
+                self._guarded(self._end_flush)
+            elif isinstance(item, Barrier):
+                barrier = item
+                break
+            else:
+                group.append(item)
+                size += item.size
+        if group:
+            self._commit(group, size)
+        if barrier is not None:
+            self._barrier(barrier)
+        self._guarded(self._flush_if_due)
+        self._guarded(self._grow_ballast_if_due)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """A step that answers nobody: what goes wrong fails the operations to come."""
@@ -340,22 +352,22 @@ class ChunkWriter:
     def _flush_if_due(self) -> None:
         catalog = self._catalog
         if self._flush is not None:
-            if len(catalog.tables[0]) >= 2 * FLUSH_STATES:
+            if len(catalog.tables[0]) >= 2 * self._flush_states:
                 self._end_flush()
             return
         if catalog.frozen is not None:
             if self._clock.monotonic() >= self._flush_again_at:
                 self._begin_flush(catalog.frozen, [])
-        elif len(catalog.tables[0]) >= FLUSH_STATES or catalog.log_since_freeze >= FLUSH_LOG_BYTES:
+        elif len(catalog.tables[0]) >= self._flush_states or catalog.log_since_freeze >= FLUSH_LOG_BYTES:
             self._begin_flush(catalog.freeze(self.age_ms()), [])
 
     def _begin_flush(self, snapshot: Snapshot, doomed: list[int]) -> None:
         flush = self._indexer.submit(self._write_index, snapshot, doomed)
         self._flush = flush
-        flush.add_done_callback(lambda _: self._queue.put(_Flushed()))
+        flush.add_done_callback(lambda _: self._put(_Flushed()))
 
     def _write_index(self, snapshot: Snapshot, doomed: list[int]) -> list[int]:
-        """In the indexer's thread. Returns the files that were unlinked, oldest first."""
+        """On the indexer's lane. Returns the files that were unlinked, oldest first."""
         index = self._catalog.index
         index.write(snapshot)
         gone: list[int] = []

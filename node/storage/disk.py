@@ -1,7 +1,7 @@
 """The disk, as a door: the few file operations that the chunk log is made of.
 
 `RealDisk` is the operating system. Tests have one that remembers what was not yet synced and shows what a crash may leave.
-Everything here blocks: it is called from the store's own threads, except `preadv_nowait`, which never waits. Errors are the
+Everything here blocks: it is called on the store's lanes, except `preadv_nowait`, which never waits. Errors are the
 operating system's own (OSError); what they mean is decided by the log.
 
 What durable means, and all the log relies on: bytes and size of a file after `fdatasync` of it; that a name exists, is gone or was

@@ -1,6 +1,6 @@
 """One sealed log file being emptied, so that it may go: what is live in it moves to the newest file, what it cancels is cancelled anew.
 
-The file is read from beginning to end in a reader thread, a bounded piece at a time: headers, and the payloads that are live, each checked.
+The file is read from beginning to end on the readers' lane, a bounded piece at a time: headers, and the live payloads, each checked.
 What must be written follows from the records and the states of their chunks (`plan`); the writer decides each piece again
 (`chunk_relocation`).
 A copy that proves damaged is condemned, as by a read. If headers are damaged, what the index knows in the file is looked for at the end.
@@ -32,14 +32,14 @@ PIECE_BYTES = 8 * 1024 * 1024
 """Live payload at which a piece ends: two chunks of the usual size, which a put behind them waits for."""
 
 PIECE_RECORDS = 512
-"""Records in one piece: some milliseconds of a reader thread."""
+"""Records in one piece: some milliseconds of a reader."""
 
 PAGE = 1024
 """Chunks looked at in one piece of the search behind damaged headers."""
 
 
 class Asking(Protocol):
-    """A call of a function in a reader thread."""
+    """A call of a function on the readers' lane."""
 
     def __call__(self, function: Callable[..., R], *arguments: Any) -> Awaitable[R]: ...
 
@@ -201,7 +201,7 @@ class FileEvacuation:
             if moved := await self._move(chunk, outcome):
                 return moved
 
-    # -- in a reader thread
+    # -- on the readers' lane
 
     def _read(self) -> Piece:
         """The next run of records, with the states of their chunks."""

@@ -3,7 +3,7 @@
 One database, ``registers.db``, in WAL mode with ``synchronous=FULL``: a commit is on disk when it returns. It also holds the store's
 identity (``store_id``, ``boot``), so that a store without its registers can never pass for the one that voted with them. Invariants:
 
-* one writer thread commits everything that is waiting in one transaction (group commit), in the order of the calls;
+* one writer's lane commits everything that is waiting in one transaction (group commit), in the order of the calls;
 * the readers' connections see only committed data; no SQLite call is made on the event loop;
 * after a failed commit every later call fails, and ``on_failure`` is told: memory is ahead of the disk and must not be trusted;
 * every row is checked when it is read (`register_reading`); one that is damaged, or missing, is a failure like that of a commit, so that
@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +29,7 @@ from cluster.merkle.digest_tree import DigestTree
 from cluster.register.key import RegisterKey
 from cluster.register.record import Record
 from cluster.register.store import HeldVersion, Page, PartitionRecord, Write
+from node.storage.lanes import THREADS, Lanes
 from node.storage.register_reading import RegisterReading
 from node.storage.register_rows import meta_row
 from node.storage.register_schema import PUT_META, SQLITE_ERRORS, as_open_error, connect, failure_of, prepare
@@ -55,6 +55,7 @@ class SqliteRegisterStore:
         trees: RegisterTrees,
         on_failure: Callable[[HoldfastError], None],
         make_room: Callable[[], bool] | None = None,
+        lanes: Lanes = THREADS,
     ) -> None:
         self._writer = writer
         self._reader = reader
@@ -62,8 +63,8 @@ class SqliteRegisterStore:
         self._make_room = make_room
         self._trees = trees
         self._reading = RegisterReading(reader)
-        self._write_thread = ThreadPoolExecutor(1, "registers-write")
-        self._read_thread = ThreadPoolExecutor(1, "registers-read")
+        self._write_lane = lanes.open("registers-write")
+        self._read_lane = lanes.open("registers-read")
         self._waiting: list[tuple[Sequence[Write], asyncio.Future[None]]] = []
         self._busy = False
         self._idle: asyncio.Future[None] | None = None
@@ -78,9 +79,12 @@ class SqliteRegisterStore:
         directory: Path,
         on_failure: Callable[[HoldfastError], None],
         make_room: Callable[[], bool] | None = None,
+        *,
+        lanes: Lanes = THREADS,
+        connect: Callable[[Path], sqlite3.Connection] = connect,
     ) -> SqliteRegisterStore:
         """Open or create the store (blocking: called before the event loop serves). ``on_failure`` is told once, on the event loop, when
-        the store can't be relied on any more. ``make_room`` is called from whichever thread writes when the disk is full; whether a retry
+        the store can't be relied on any more. ``make_room`` is called from wherever is written when the disk is full; whether a retry
         makes sense. Raises Corrupt for a damaged database, Invalid for one of a newer release, OSError for a disk that can't be read."""
         path = directory / DATABASE_NAME
         trees = RegisterTrees()
@@ -95,7 +99,7 @@ class SqliteRegisterStore:
             except SQLITE_ERRORS as error:
                 raise as_open_error(error, path) from error
             failed.pop_all()
-            return cls(writer, reader, trees, on_failure, make_room)
+            return cls(writer, reader, trees, on_failure, make_room, lanes)
 
     # Before the event loop serves
 
@@ -167,16 +171,19 @@ class SqliteRegisterStore:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
         self._failure = self._failure or NotReady("this node is stopping")
-        await asyncio.to_thread(self._shutdown)
+        await self._read_lane.run(self._reader.close)
+        await self._read_lane.close()
+        await self._write_lane.run(self._writer.close)
+        await self._write_lane.close()
 
     # On the event loop
 
     def _start(self) -> None:
-        """Hand everything that waits to the writer thread."""
+        """Hand everything that waits to the writer's lane."""
         batch, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
         self._busy = True
         groups = [writes for writes, _ in batch]
-        done = asyncio.get_running_loop().run_in_executor(self._write_thread, self._write, groups)
+        done = self._write_lane.run(self._write, groups)
         done.add_done_callback(lambda future: self._finish(future, batch))
 
     def _finish(
@@ -213,13 +220,13 @@ class SqliteRegisterStore:
         if self._failure is not None:
             raise _copy(self._failure)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._read_thread, function, *args)
+            return await self._read_lane.run(function, *args)
         except (*SQLITE_ERRORS, Corrupt) as error:
             failure = failure_of(error, "a register read")
             self._fail(failure)
             raise _copy(failure) from error
 
-    # In the threads
+    # On the lanes
 
     def _write(self, groups: list[Sequence[Write]]) -> TreeStep:
         """One transaction."""
@@ -236,12 +243,6 @@ class SqliteRegisterStore:
 
     def _meta(self, name: str) -> bytes | None:
         return self._reading.meta().get(name)
-
-    def _shutdown(self) -> None:
-        self._write_thread.shutdown()
-        self._read_thread.shutdown()
-        self._reader.close()
-        self._writer.close()
 
 
 def _copy(error: HoldfastError) -> HoldfastError:

@@ -1,6 +1,6 @@
 """One transaction of ``registers.db``: many batches of writes, each register written once, and the trees brought up to date with them.
 
-Runs on the writer's thread; owns nothing beyond the call.
+Runs on the writer's lane; owns nothing beyond the call.
 """
 
 from __future__ import annotations

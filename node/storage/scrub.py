@@ -11,7 +11,6 @@ is set makes a pass faster (never above the rate) or slower, nothing else.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Final, Protocol
 from cluster.chunks.store import CHUNK_ID_BYTES, ChunkEntry, ChunkStatistics
 from cluster.doors.clock import Clock
 from cluster.errors import Corrupt, HoldfastError, NotFound
+from node.storage.lanes import Lane
 from node.storage.scrub_progress import ScrubFile, ScrubProgress
 
 log = logging.getLogger(__name__)
@@ -89,13 +89,15 @@ class Scrubber:
     name = "scrub"
     pause_s = 0.0
 
-    def __init__(self, store: Verifiable, file: ScrubFile, clock: Clock, settings: ScrubSettings) -> None:
+    def __init__(self, store: Verifiable, file: ScrubFile, clock: Clock, settings: ScrubSettings, lane: Lane) -> None:
+        """``lane``: for what the file has to wait for. Whoever opened it closes it."""
         assert settings.period_s > 0
         assert settings.rate > 0
         self._store = store
         self._file = file
         self._clock = clock
         self._settings = settings
+        self._lane = lane
         self._progress: ScrubProgress | None = None
         self._upcoming: deque[tuple[bytes, int]] = deque()
         """Ids and lengths listed beyond the cursor."""
@@ -179,7 +181,7 @@ class Scrubber:
         """Take up the pass under way, or begin one."""
         wall = self._clock.wall()
         if self._progress is None:
-            found = await asyncio.to_thread(self._file.load)
+            found = await self._lane.run(self._file.load)
             if found is None:  # what is held, if anything, was written nobody knows when
                 found = ScrubProgress(wall, None if self._store.statistics().chunks else wall)
             self._saved = None
@@ -256,7 +258,7 @@ class Scrubber:
         if progress is None or progress == self._saved or now < self._save_at:
             return
         self._save_at = now + SAVE_EVERY_S
-        await asyncio.to_thread(self._file.save, progress)
+        await self._lane.run(self._file.save, progress)
         self._saved = progress
 
 

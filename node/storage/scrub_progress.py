@@ -1,6 +1,6 @@
 """How far the scrub has come, kept in a small file beside the chunk log so that a restart goes on where it was.
 
-`ScrubProgress` is the value, `ScrubFile` reads and replaces the file; both block, so they are called in a thread. The file is a hint: one
+`ScrubProgress` is the value, `ScrubFile` reads and replaces the file; both block, so they are called on a lane. The file is a hint: one
 that is missing or damaged only starts a new pass. It is replaced as a whole, its bytes synced first. One line of JSON:
 
     {"version": 1, "began": 1764115200.0, "previous_began": null, "cursor": "0f…", "requested": false, "crc": 1234567890}

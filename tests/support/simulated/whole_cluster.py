@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from cluster.doors.offload import Inline
-from cluster.governance.stores import RUN_BYTES, Life, new_store_id
 from cluster.layout.ring import chunk_partition
 from cluster.peer.core import Doors, NewLifeError, PeerCore
 from cluster.peer.settings import PeerSettings
@@ -21,14 +19,19 @@ from cluster.volumes.volume_map import Geometry
 from tests.support.simulated.clock import VirtualClock
 from tests.support.simulated.loop import process_context
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
-from tests.support.simulated.memory_store import DiskContent, MemoryRegisterStore
+from tests.support.simulated.memory_store import DiskContent
 from tests.support.simulated.network import SimulatedNetwork
 from tests.support.simulated.release import PRESENT
+from tests.support.simulated.stores import MemoryStores, OpenStores, StoresFactory
 from tests.support.simulated.streams import Streams
 from tests.support.simulated.weather import CALM, Weather
 
 PEER_PORT = 7482
 PARTITION_BITS = 4
+
+
+RESTART_S = 2.0
+"""A node that ended by itself is started again by whoever supervises it."""
 
 
 class Machine:
@@ -42,65 +45,89 @@ class Machine:
         self.clock = (
             VirtualClock.wild(cluster.streams.stream(f"clock {name}")) if cluster.wild_clocks else VirtualClock()
         )
-        self.registers = DiskContent()
-        self.chunks = ChunkDisk()
-        self.chunk_store = MemoryChunkStore(self.chunks, self.rng)
+        self.stores = cluster.stores(name, cluster.seed, self.rng)
         self.lives = 0
         self.release = PRESENT
+        self.failures: list[Exception] = []
+        """Why processes ended by themselves."""
         self.core: PeerCore | None = None
-        self._store: MemoryRegisterStore | None = None
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         assert self._task is None
+        self._stopping = False
         self._task = asyncio.get_running_loop().create_task(self._run(), context=process_context(self.name))
 
     async def _run(self) -> None:
         while True:
-            self.lives += 1
-            meta = self.registers.meta
-            meta.setdefault("store_id", new_store_id(self.rng))
-            meta["boot"] = str(int(meta.get("boot", b"0")) + 1).encode()
-            life = Life(meta["store_id"], int(meta["boot"]), self.rng.randbytes(RUN_BYTES))
-            self._store = MemoryRegisterStore(self.registers, self.rng)
-            self.chunk_store = MemoryChunkStore(self.chunks, self.rng)
-            doors = Doors(
-                self.release.network(self._cluster.network.host(self.name)),
-                self.clock,
-                Inline(),
-                self.rng,
-                self._store,
-                self.chunk_store,
-            )
-            settings = PeerSettings(
-                name=self.name,
-                release=self.release.name,
-                secret=b"sixteen characters",
-                host=self.name,
-                port=PEER_PORT,
-                advertise_host=self.name,
-                advertise_port=PEER_PORT,
-                seeds=tuple((name, PEER_PORT) for name in self._cluster.machines if name != self.name),
-                bootstrap_expect=self._expect,
-                partition_bits=PARTITION_BITS,
-                auto_layout=self._cluster.auto_layout,
-                repair=self._cluster.repair,
-                volumes=self._cluster.volumes,
-            )
-            self.core = self.release.dress(PeerCore(settings, doors, life))
-            await self.core.open()
-            try:
-                await self.core.run()
-            except* NewLifeError:
-                self._store.crash()
+            await self.stores.run(self, self.clock)
+            self._cluster.network.kill(self.name)
+            self.core = None
+            if self._stopping:
+                return
+            assert self.stores.failure is not None
+            self.failures.append(self.stores.failure)
+            await asyncio.sleep(RESTART_S)
+
+    async def live(self, stores: OpenStores) -> None:
+        """See `Hosted`."""
+        self.lives += 1
+        doors = Doors(
+            self.release.network(self._cluster.network.host(self.name)),
+            self.clock,
+            Inline(),
+            self.rng,
+            stores.registers,
+            stores.chunks,
+            stores.scrub,
+        )
+        settings = PeerSettings(
+            name=self.name,
+            release=self.release.name,
+            secret=b"sixteen characters",
+            host=self.name,
+            port=PEER_PORT,
+            advertise_host=self.name,
+            advertise_port=PEER_PORT,
+            seeds=tuple((name, PEER_PORT) for name in self._cluster.machines if name != self.name),
+            bootstrap_expect=self._expect,
+            partition_bits=PARTITION_BITS,
+            auto_layout=self._cluster.auto_layout,
+            repair=self._cluster.repair,
+            volumes=self._cluster.volumes,
+        )
+        self.core = self.release.dress(PeerCore(settings, doors, stores.life))
+        await self.core.open()
+        try:
+            await self.core.run()
+        except* NewLifeError:
+            pass
+
+    async def leave(self) -> None:
+        if self.core is not None:
+            await self.core.leave()
+
+    def mend(self, chunk: bytes) -> None:
+        if self.core is not None:
+            self.core.repair.mender.note([chunk])
 
     async def kill(self) -> None:
         """The process is gone, with whatever was not on disk."""
         assert self._task is not None
-        assert self._store is not None
-        self._store.crash()
+        self.stores.crash()
         self._cluster.network.kill(self.name)
         self._task.cancel()
+        await self._ended()
+
+    async def stop(self) -> None:
+        """The process ends in good order."""
+        self._stopping = True
+        self.stores.stop()
+        await self._ended()
+
+    async def _ended(self) -> None:
+        assert self._task is not None
         await asyncio.wait([self._task])
         if not self._task.cancelled() and (error := self._task.exception()) is not None:
             raise error
@@ -108,10 +135,15 @@ class Machine:
 
     def wipe(self) -> None:
         assert self._task is None
-        self.registers, self.chunks = DiskContent(), ChunkDisk()
+        self.stores.wipe()
 
-    def copy_disk(self) -> DiskContent:
-        return copy.deepcopy(self.registers)
+    def copy_disk(self) -> Any:
+        return self.stores.copy()
+
+    def put_back(self, saved: Any) -> None:
+        """What `copy_disk` gave, in the place of the disks."""
+        assert self._task is None
+        self.stores.put_back(saved)
 
     def has_layout(self) -> bool:
         return self.core is not None and self.core.installed.epoch > 0
@@ -121,9 +153,28 @@ class Machine:
         assert self.core is not None
         return self.core
 
+    # Of stores in memory
+
+    @property
+    def memory(self) -> MemoryStores:
+        assert isinstance(self.stores, MemoryStores)
+        return self.stores
+
+    @property
+    def registers(self) -> DiskContent:
+        return self.memory.registers
+
+    @property
+    def chunks(self) -> ChunkDisk:
+        return self.memory.chunks
+
+    @property
+    def chunk_store(self) -> MemoryChunkStore:
+        return self.memory.chunk_store
+
 
 class WholeCluster:
-    """``down_out_s`` 0: no node is ever moved out."""
+    """``down_out_s`` 0: no node is ever moved out. ``stores``: what machines keep things on; `ProductionStores` is the daemon's code."""
 
     def __init__(
         self,
@@ -137,10 +188,12 @@ class WholeCluster:
         streams: Streams | None = None,
         weather: Weather = CALM,
         wild_clocks: bool = False,
+        stores: StoresFactory = MemoryStores,
     ) -> None:
         self.seed = seed
         self.streams = streams if streams is not None else Streams(seed)
         self.wild_clocks = wild_clocks
+        self.stores = stores
         self.auto_layout = auto_layout
         self.repair = RepairSettings(interval_s=interval_s, persist_s=1.0, retry_s=1.0, down_out_s=down_out_s)
         self.volumes = VolumeSettings(sweep_age_s=sweep_age_s, sweep_period_s=120.0)
@@ -165,6 +218,7 @@ class WholeCluster:
         for machine in self.machines.values():
             if machine._task is not None:
                 await machine.kill()
+            machine.stores.remove()
 
     async def until(
         self, condition: Callable[[], Any], what: str, deadline_s: float = 60.0, step_s: float = 0.05
@@ -198,20 +252,17 @@ class WholeCluster:
         living = {name: m for name, m in self.machines.items() if m.core is not None}
         layout = next(iter(living.values())).running.installed.require().current
         holders = {name: m for name, m in living.items() if layout.node(name) is not None}
+        kept = {name: machine.stores.held_registers() for name, machine in holders.items()}
         for partition in range(layout.partitions):
-            held = [
-                holders[name].registers.registers.get(partition, {})
-                for name in layout.replicas(partition)
-                if name in holders
-            ]
+            held = [kept[name].get(partition, {}) for name in layout.replicas(partition) if name in holders]
             if any(registers != held[0] for registers in held[1:]):
                 return False
-        members = [m.registers.registers.get(META_PARTITION, {}) for m in holders.values()]
+        members = [registers.get(META_PARTITION, {}) for registers in kept.values()]
         if any(registers != members[0] for registers in members[1:]):
             return False
-        where: dict[bytes, dict[str, dict[bytes, int]]] = {}
+        where: dict[bytes, dict[str, Mapping[bytes, int]]] = {}
         for name, machine in holders.items():
-            for chunk, (_, references) in machine.chunks.items():
+            for chunk, (_, references) in machine.stores.held_chunks().items():
                 if references:
                     where.setdefault(chunk, {})[name] = references
         for chunk, by_node in where.items():
@@ -249,7 +300,7 @@ class WholeCluster:
             (chunk, referrer)
             for machine in self.machines.values()
             if machine.core is not None
-            for chunk, (_, references) in machine.chunks.items()
+            for chunk, (_, references) in machine.stores.held_chunks().items()
             for referrer in references
         }
 

@@ -180,7 +180,7 @@ def test_a_disk_put_back_from_an_old_copy_relearns() -> None:
         await store(cluster, data)
         lives = machine.lives
         await machine.kill()
-        machine.registers = old
+        machine.put_back(old)
         machine.start()
         await cluster.until(lambda: machine.lives == lives + 2, "n2 has noticed")
         await cluster.until(cluster.settled, "n2 has relearned")

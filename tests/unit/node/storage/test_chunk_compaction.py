@@ -19,7 +19,7 @@ from node.storage.chunk_writer import Rebuild
 from node.storage.disk import RealDisk
 from node.storage.file_ledger import FileAccount
 from node.storage.log_scan import Gap, LogScan
-from tests.unit.node.storage.simulated_disk import SimulatedDisk
+from tests.support.simulated.disk import SimulatedDisk
 from tests.unit.node.storage.test_chunk_store import ALICE, BOB, Harness, everything, payload_of, put
 
 KIB = 1024

@@ -28,8 +28,8 @@ from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_record import HEADER_BYTES
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.disk import Space
+from tests.support.simulated.disk import Loss, SimulatedDisk
 from tests.unit.node.storage.naive_trees import check_trees, use_small_trees
-from tests.unit.node.storage.simulated_disk import Loss, SimulatedDisk
 
 References = dict[bytes, int]
 State = References | None
@@ -207,7 +207,7 @@ def losses(chance: random.Random, last_write: int) -> list[Loss]:
 @pytest.fixture(autouse=True)
 def small_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_writer, "FLUSH_STATES", 12)
-    monkeypatch.setattr(chunk_store_module, "READER_THREADS", 1)
+    monkeypatch.setattr(chunk_store_module, "READERS", 1)
     use_small_trees(monkeypatch)
 
 

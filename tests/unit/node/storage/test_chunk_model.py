@@ -30,8 +30,8 @@ from node.storage import chunk_writer
 from node.storage.chunk_compaction import ChunkCompaction
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
+from tests.support.simulated.disk import Loss, SimulatedDisk
 from tests.unit.node.storage.naive_trees import check_trees, use_small_trees
-from tests.unit.node.storage.simulated_disk import Loss, SimulatedDisk
 
 R = TypeVar("R")
 GRACE_S = 10.0

@@ -24,7 +24,7 @@ from node.storage.chunk_index import ChunkIndex, Damage, IndexFull, Snapshot
 from node.storage.chunk_reading import POSITION_BYTES, Position, PositionCache
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore, default_reserve
 from node.storage.disk import Disk, RealDisk
-from tests.unit.node.storage.simulated_disk import SimulatedDisk
+from tests.support.simulated.disk import SimulatedDisk
 
 ALICE = Reference(b"alice-0123456789", 3)
 BOB = Reference(b"bob-0123456789ab", 2)
@@ -465,6 +465,9 @@ def damage_index(harness: Harness, how: str, older: bytes) -> None:
         harness.index.write_bytes(random.Random(1).randbytes(len(data)))
     elif how == "page":
         harness.index.write_bytes(data[:8192] + random.Random(1).randbytes(4096) + data[12288:])
+    elif how == "text":  # not even the error's message can be decoded
+        assert data.count(b"CREATE INDEX chunks_freed") == 1
+        harness.index.write_bytes(data.replace(b"CREATE INDEX chunks_freed", b"CREATE INDE\xe6 chunks_freed"))
     elif how == "flip":
         at = data.index(payload_chunk(28))
         harness.index.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
@@ -480,7 +483,11 @@ def payload_chunk(number: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("how", "sealed"),
-    [(how, sealed) for how in ("missing", "truncated", "empty", "garbage", "page", "older") for sealed in (True, False)]
+    [
+        (how, sealed)
+        for how in ("missing", "truncated", "empty", "garbage", "page", "text", "older")
+        for sealed in (True, False)
+    ]
     + [("flip", True), ("seal", True)],  # only a seal tells these
 )
 async def test_a_bad_index_is_rebuilt(
@@ -671,7 +678,7 @@ async def test_few_files_are_open_at_once(harness: Harness, monkeypatch: pytest.
         found = await asyncio.gather(*[store.read(chunk) for chunk in chunks])
         assert found == [payload_of(number, 9000) for number in range(30)]
         assert store.statistics().log_files == 30
-        assert len(harness.simulated._descriptors) <= 3 + chunk_store_module.READER_THREADS
+        assert len(harness.simulated._descriptors) <= 3 + chunk_store_module.READERS
     assert not harness.simulated._descriptors
 
 

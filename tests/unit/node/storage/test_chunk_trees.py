@@ -22,9 +22,9 @@ from node.storage.chunk_recovery import Recovered
 from node.storage.chunk_state import Change, ChunkState, ReferenceState
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
 from node.storage.chunk_trees import ChunkTrees, TreeChanges, TreeRun
+from tests.support.simulated.disk import SimulatedDisk
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
 from tests.unit.node.storage.naive_trees import SMALL_BITS, check_trees, use_small_trees
-from tests.unit.node.storage.simulated_disk import SimulatedDisk
 
 CHUNK = bytes(range(32))
 ALICE, BOB = Reference(b"alice-0123456789", 3), Reference(b"bob-0123456789ab", 2)

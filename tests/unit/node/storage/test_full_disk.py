@@ -23,8 +23,8 @@ from node.storage.chunk_store import LogChunkStore
 from node.storage.disk import RealDisk, Space
 from node.storage.file_evacuation import FileEvacuation
 from node.storage.register_store import SqliteRegisterStore
+from tests.support.simulated.disk import SimulatedDisk
 from tests.support.small_file_system import fill, small_file_system
-from tests.unit.node.storage.simulated_disk import SimulatedDisk
 from tests.unit.node.storage.test_chunk_store import ALICE, BOB, Harness, chunk_of, everything, payload_of, put
 
 MIB = 1 << 20

@@ -20,9 +20,10 @@ from cluster.errors import Corrupt, NotFound
 from node.storage import scrub as module
 from node.storage.chunk_index import Damage
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore
+from node.storage.lanes import THREADS
 from node.storage.scrub import SAVE_EVERY_S, SEEK_BYTES, Scrubber, ScrubSettings, share_of, wait_s
 from node.storage.scrub_progress import FILE_NAME, ScrubFile, ScrubProgress
-from tests.unit.node.storage.simulated_disk import Loss, SimulatedDisk
+from tests.support.simulated.disk import Loss, SimulatedDisk
 
 REFERENCE = Reference(b"alice-0123456789", 3)
 CHUNKS = 40
@@ -56,6 +57,7 @@ class Bench:
         self.clock = ManualClock()
         self.damages: list[tuple[str, Damage]] = []
         self.verified: list[tuple[bytes, float]] = []
+        self.lane = THREADS.open("scrub")
         self.store = self.make()
         self.scrubber = self.scrub()
 
@@ -72,7 +74,13 @@ class Bench:
         )
 
     def scrub(self, period_s: float = PERIOD_S, rate: int = FAST) -> Scrubber:
-        self.scrubber = Scrubber(self, ScrubFile(self.disk, self.directory), self.clock, ScrubSettings(period_s, rate))
+        self.scrubber = Scrubber(
+            self,
+            ScrubFile(self.disk, self.directory),
+            self.clock,
+            ScrubSettings(period_s, rate),
+            self.lane,
+        )
         return self.scrubber
 
     # -- the store, watched
@@ -131,6 +139,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.store.open()
     yield bench
     await bench.store.close()
+    await bench.lane.close()
 
 
 # -- the pace

@@ -1,7 +1,9 @@
-"""A disk in memory that remembers what was not yet synced, shows what a crash may leave of it, and fails on demand.
+"""A disk in memory that remembers what was not yet synced, loses some of it in a crash, and fails on demand.
 
-Every change is kept in `history`, so that after one run of a store every moment of it can be turned into the disk that a power cut at
-that moment would have left (`crashed`). `note` puts the test's own marks into the same history.
+Two ways to crash. In a long run the disk lives on: `crash` does to it what the end of a process, or a power cut, does, and it holds no
+more than what is on it and what is not synced. With ``history`` every change is kept, so that after one run of a store every moment of
+it can be turned into the disk that a power cut at that moment would have left (`crashed`); `note` puts the test's own marks into the
+same history.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ from node.storage.disk import Space
 
 PAGE = 512
 """What a disk writes whole or not at all, in this simulation."""
+
+
+class PowerCut(BaseException):
+    """The process ends inside a call to the disk. Nothing that handles errors may handle it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a power cut does to changes that were not synced. `keep`: how many of each file's pending changes survive (None: all).
+    """What a power cut does to changes of a file that were not synced. `keep`: how many of each file's pending changes survive (None: all).
     `torn`: bytes of the last of them that survive (None: all). `holes`: chance of each page of pending writes to be lost with its room
     kept. `garbage`: what is then in pages that are new: random bytes, else zeroes. `names`: unsynced changes of the folder survive."""
 
@@ -53,6 +59,27 @@ class Loss:
     holes: float = 0.0
     garbage: bool = False
     names: bool = True
+
+    @classmethod
+    def drawn(cls, pending: Sequence[Event], chance: random.Random) -> Loss:
+        """Everything, nothing, the first of it with the last torn, or holes."""
+        kind = chance.choice(["nothing", "everything", "first", "holes", "garbage"])
+        if kind == "first":
+            keep = chance.randrange(len(pending)) + 1
+            return cls(keep=keep, torn=chance.randrange(len(pending[keep - 1].data) + 1))
+        if kind == "nothing":
+            return cls(keep=0)
+        return cls() if kind == "everything" else cls(holes=0.5, garbage=kind == "garbage")
+
+
+@dataclass
+class Failure:
+    """Calls of a kind that fail: `after` this many more, `times` of them (None: from then on)."""
+
+    kind: str
+    number: int
+    after: int = 0
+    times: int | None = 1
 
 
 def apply(data: bytearray, event: Event) -> None:
@@ -68,15 +95,22 @@ def apply(data: bytearray, event: Event) -> None:
 class SimulatedDisk:
     """Fulfils `Disk`. `fault(kind, n)` is asked before the n-th call (from 1) of each kind and may return an errno."""
 
-    def __init__(self, *, capacity: int = 1 << 40) -> None:
+    def __init__(self, *, capacity: int = 1 << 40, history: bool = True) -> None:
         self.capacity = capacity
         self.history: list[Event] = []
+        self._keeps_history = history
+        self.failures: list[Failure] = []
+        """Calls to come that will fail."""
+        self.calls_left: int | None = None
+        """How many more calls there are before the process is gone; None: no end."""
         self.fault: Callable[[str, int], int | None] = lambda _kind, _n: None
         self.calls: dict[str, int] = {}
         self.cached = True
         """Whether reads without waiting find everything."""
         self._contents: dict[int, Content] = {}
         self._names: dict[str, int] = {}
+        self._synced_names: dict[str, int] = {}
+        self._unsynced_names: list[Event] = []
         self._descriptors: dict[int, int] = {}
         self._numbers = 0
         self._lock = threading.RLock()
@@ -85,11 +119,32 @@ class SimulatedDisk:
         with self._lock:
             self.history.append(Event("note", note=mark))
 
+    def _record(self, event: Event) -> None:
+        if self._keeps_history:
+            self.history.append(event)
+
     def _call(self, kind: str) -> None:
+        if self.calls_left is not None:
+            if self.calls_left <= 0:
+                raise PowerCut
+            self.calls_left -= 1
         self.calls[kind] = self.calls.get(kind, 0) + 1
-        number = self.fault(kind, self.calls[kind])
+        number = self.fault(kind, self.calls[kind]) or self._failure(kind)
         if number is not None:
             raise OSError(number, os.strerror(number))
+
+    def _failure(self, kind: str) -> int | None:
+        for failure in self.failures:
+            if failure.kind == kind:
+                if failure.after:
+                    failure.after -= 1
+                    continue
+                if failure.times is not None:
+                    failure.times -= 1
+                    if not failure.times:
+                        self.failures.remove(failure)
+                return failure.number
+        return None
 
     def _number(self) -> int:
         self._numbers += 1
@@ -105,7 +160,7 @@ class SimulatedDisk:
             file = self._number()
             self._contents[file] = Content()
             self._names[path] = file
-            self.history.append(Event("create", file, path))
+            self._renamed(Event("create", file, path))
             return self._descriptor(file)
 
     def open(self, path: str) -> int:
@@ -122,7 +177,9 @@ class SimulatedDisk:
 
     def close(self, descriptor: int) -> None:
         with self._lock:
-            del self._descriptors[descriptor]
+            file = self._descriptors.pop(descriptor)
+            if file not in self._names.values():
+                self._forget_lost()
 
     def pwritev(self, descriptor: int, buffers: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
         with self._lock:
@@ -151,7 +208,7 @@ class SimulatedDisk:
             event = Event("write", file, "", offset, data)
             apply(content.visible, event)
             content.pending.append(event)
-            self.history.append(event)
+            self._record(event)
             return len(data)
 
     _halved = False
@@ -182,13 +239,13 @@ class SimulatedDisk:
                 self._call("fdatasync")
             except OSError:
                 self._contents[file].pending.clear()
-                self.history.append(Event("lost", file))
+                self._record(Event("lost", file))
                 raise
             content = self._contents[file]
             for event in content.pending:
                 apply(content.durable, event)
             content.pending.clear()
-            self.history.append(Event("sync", file))
+            self._record(Event("sync", file))
 
     def truncate(self, descriptor: int, size: int) -> None:
         with self._lock:
@@ -197,7 +254,7 @@ class SimulatedDisk:
             event = Event("truncate", file, "", size)
             apply(self._contents[file].visible, event)
             self._contents[file].pending.append(event)
-            self.history.append(event)
+            self._record(event)
 
     def allocate(self, descriptor: int, offset: int, length: int) -> None:
         with self._lock:
@@ -208,7 +265,7 @@ class SimulatedDisk:
             event = Event("truncate", file, "", offset + length)
             apply(self._contents[file].visible, event)
             self._contents[file].pending.append(event)
-            self.history.append(event)
+            self._record(event)
 
     def size(self, descriptor: int) -> int:
         with self._lock:
@@ -218,13 +275,13 @@ class SimulatedDisk:
         with self._lock:
             self._call("rename")
             self._names[target] = self._names.pop(source)
-            self.history.append(Event("rename", self._names[target], target, note=source))
+            self._renamed(Event("rename", self._names[target], target, note=source))
 
     def unlink(self, path: str) -> None:
         with self._lock:
             self._call("unlink")
             file = self._names.pop(path)
-            self.history.append(Event("unlink", file, path))
+            self._renamed(Event("unlink", file, path))
 
     def make_directory(self, path: str) -> None:
         pass
@@ -236,7 +293,23 @@ class SimulatedDisk:
     def fsync_directory(self, path: str) -> None:
         with self._lock:
             self._call("fsync_directory")
-            self.history.append(Event("sync_directory", path=path))
+            for event in self._unsynced_names:
+                if os.path.dirname(event.path) == path:
+                    _rename(self._synced_names, event)
+            self._unsynced_names = [one for one in self._unsynced_names if os.path.dirname(one.path) != path]
+            self._forget_lost()
+            self._record(Event("sync_directory", path=path))
+
+    def _renamed(self, event: Event) -> None:
+        self._unsynced_names.append(event)
+        self._record(event)
+
+    def _forget_lost(self) -> None:
+        """The contents that no crash can bring back."""
+        kept = {*self._names.values(), *self._synced_names.values(), *self._descriptors.values()}
+        kept.update(event.file for event in self._unsynced_names)
+        for file in self._contents.keys() - kept:
+            del self._contents[file]
 
     def space(self, path: str) -> Space:
         with self._lock:
@@ -248,16 +321,45 @@ class SimulatedDisk:
         """The disk as it is seen now, all of it durable."""
         return self._with({path: bytes(self._contents[file].visible) for path, file in self._names.items()})
 
-    @staticmethod
-    def _with(files: dict[str, bytes]) -> SimulatedDisk:
-        disk = SimulatedDisk()
+    def crash(self, chance: random.Random, *, power: bool = True) -> None:
+        """The process is gone; with `power` also, by chance, what was not synced. In place: for the disk's next process."""
+        with self._lock:
+            self._descriptors.clear()
+            self.calls_left = None
+            self.failures.clear()
+            if power:
+                for change in self._unsynced_names:
+                    if chance.random() < 0.5:
+                        _rename(self._synced_names, change)
+                self._unsynced_names = []
+                self._names = dict(self._synced_names)
+            self._forget_lost()
+            if power:
+                for content in self._contents.values():
+                    if content.pending:
+                        content.durable = bytearray(_survivor(content, Loss.drawn(content.pending, chance), chance))
+                        content.pending = []
+                    content.visible = bytearray(content.durable)
+
+    def rot(self, chance: random.Random) -> str | None:
+        """A flipped bit anywhere in what is stored; the file it is in."""
+        paths = [path for path in self.paths() if self._contents[self._names[path]].visible]
+        if not paths:
+            return None
+        path = chance.choice(paths)
+        self.flip(path, chance.randrange(len(self._contents[self._names[path]].visible)), 1 << chance.randrange(8))
+        return path
+
+    def _with(self, files: dict[str, bytes]) -> SimulatedDisk:
+        disk = SimulatedDisk(history=self._keeps_history)
         for path, data in files.items():
             descriptor = disk.create(path)
             if data:
                 disk.pwritev(descriptor, [data], 0)
             disk.fdatasync(descriptor)
             disk.close(descriptor)
-        disk.history.append(Event("sync_directory"))
+        for directory in dict.fromkeys(map(os.path.dirname, files)):
+            disk.fsync_directory(directory)
         disk.calls.clear()
         return disk
 
@@ -271,7 +373,7 @@ class SimulatedDisk:
             content.visible[offset] ^= mask
             if offset < len(content.durable):
                 content.durable[offset] ^= mask
-            self.history.append(Event("rot", self._names[path], path, offset, bytes([mask])))
+            self._record(Event("rot", self._names[path], path, offset, bytes([mask])))
 
     def bytes_of(self, path: str) -> bytes:
         return bytes(self._contents[self._names[path]].visible)
@@ -288,8 +390,9 @@ class SimulatedDisk:
                     contents[event.file] = Content()
             elif event.kind == "sync_directory":
                 for change in unsynced:
-                    _rename(names, change)
-                unsynced = []
+                    if os.path.dirname(change.path) == event.path:
+                        _rename(names, change)
+                unsynced = [change for change in unsynced if os.path.dirname(change.path) != event.path]
             elif event.kind == "sync":
                 for change in contents[event.file].pending:
                     apply(contents[event.file].durable, change)
