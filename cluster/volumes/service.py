@@ -493,7 +493,15 @@ class VolumeService:
         doubt = Unfinished(self.reclaimer, self._cache) if unfinished is None else unfinished
         with doubt.guarded():
             for _ in range(SWING_TRIES):
-                head = await decide(version)
+                try:
+                    head = await decide(version)
+                except NotFound:
+                    # Of a version replaced long ago, while the body came slowly, the map is gone: the newest has one.
+                    newest = await self._heads.read(name)
+                    if newest.raw == version.raw:
+                        raise
+                    version = newest
+                    continue
                 if head is not None:
                     head = await self._with_room(head)
                 doubt.in_doubt = True
