@@ -91,7 +91,7 @@ class Machine:
                 repair=self._cluster.repair,
                 volumes=self._cluster.volumes,
             )
-            self.core = PeerCore(settings, doors, life)
+            self.core = self._cluster.new_core(settings, doors, life)
             await self.core.open()
             try:
                 await self.core.run()
@@ -151,6 +151,10 @@ class WholeCluster:
     def add(self, name: str, expect: int = 0) -> Machine:
         self.machines[name] = Machine(name, self, expect)
         return self.machines[name]
+
+    def new_core(self, settings: PeerSettings, doors: Doors, life: Life) -> PeerCore:
+        """What a machine's process is made of. A campaign gives it other settings, or parts that are wrong on purpose."""
+        return PeerCore(settings, doors, life)
 
     def __getitem__(self, name: str) -> PeerCore:
         return self.machines[name].running
