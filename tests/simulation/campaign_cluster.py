@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 from typing import Any
 
 from cluster.governance.stores import Life
@@ -12,6 +13,7 @@ from cluster.peer.core import Doors, PeerCore
 from cluster.peer.settings import PeerSettings
 from cluster.repair.settings import RepairSettings
 from cluster.volumes.service import VolumeSettings
+from tests.simulation import acknowledged
 from tests.simulation.cuts import Barriers
 from tests.simulation.faults import HONEST, Fault
 from tests.support.simulated.memory_chunks import MemoryChunkStore
@@ -21,7 +23,8 @@ from tests.support.simulated.whole_cluster import Machine, WholeCluster
 RETIRED_GRACE_S = 4.0
 """Readers of a replaced version may take so long."""
 
-SYNC_S = 0.002
+SYNC_S = (0.001, 0.002, 0.02, 0.06)
+"""What a sync takes: the seed chooses for registers and for chunks, from a good solid-state disk to one that turns."""
 
 SETTINGS = VolumeSettings(retired_grace_s=RETIRED_GRACE_S, sweep_age_s=6.0, sweep_period_s=15.0, leaf_extents=4)
 """Minutes and hours in production: virtual time costs processor time too, since nodes talk all the time. Nothing's safety rests on them."""
@@ -39,6 +42,10 @@ class CampaignCluster(WholeCluster):
         self.repair = RepairSettings(interval_s=4.0, persist_s=1.0, retry_s=1.0, down_out_s=down_out_s)
         self.volumes = fault.volume_settings(SETTINGS)
         self.barriers = Barriers(self.network)
+        rng = random.Random(f"disks {seed}")
+        self._register_sync_s, self._chunk_sync_s = rng.choice(SYNC_S), rng.choice(SYNC_S)
+        self.losses = 0
+        """Disks lost for good so far."""
         self._requests: dict[str, dict[asyncio.Task[Any], None]] = {}
         self._sync_s: dict[str, float] = {}
         self._room: dict[str, int] = {}
@@ -50,6 +57,7 @@ class CampaignCluster(WholeCluster):
         settings = dataclasses.replace(settings, membership=MEMBERSHIP, tombstone_grace_s=TOMBSTONE_GRACE_S)
         core = PeerCore(settings, doors, life)
         self.fault.rig(core)
+        acknowledged.watch(core)
         return core
 
     # Users
@@ -97,10 +105,10 @@ class CampaignCluster(WholeCluster):
             self._apply(machine, machine._store, machine.chunk_store)
 
     def _apply(self, machine: Machine, registers: Any, chunks: Any) -> None:
-        sync_s = self._sync_s.get(machine.name, SYNC_S)
+        slow = self._sync_s.get(machine.name)
         if isinstance(registers, MemoryRegisterStore):
-            registers.sync_s = sync_s
+            registers.sync_s = slow or self._register_sync_s
         if isinstance(chunks, MemoryChunkStore):
-            chunks._sync_s = sync_s
+            chunks._sync_s = slow or self._chunk_sync_s
             chunks.capacity = self._room.get(machine.name)
             chunks.reserve = 4096

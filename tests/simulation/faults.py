@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest import mock
 
 from blake3 import blake3
@@ -23,11 +23,6 @@ from cluster.errors import HoldfastError
 from cluster.governance.attestation import Attestation
 from cluster.governance.messages import Attest
 from cluster.peer.core import Doors, PeerCore
-from cluster.rebalance.tidier import Tidier
-from cluster.register.acceptor import Acceptor
-from cluster.register.copying import Copied
-from cluster.register.key import RegisterKey
-from cluster.register.mender import Decided, RegisterMender
 from cluster.register.purge import Purger
 from cluster.register.quorum import QuorumRule
 from cluster.rpc.message import Buffer
@@ -153,41 +148,6 @@ class SweptWithoutFence(Fault):
         return dataclasses.replace(settings, sweep_age_s=0.5, sweep_period_s=1.0)
 
 
-class _TrustingTidier(Tidier):
-    """Believes that who should hold a chunk does."""
-
-    async def _try_hand_over(self, name: str, foreign: Sequence[Any]) -> dict[bytes, frozenset[bytes]]:
-        return {f.entry.chunk: frozenset(r.referrer for r in f.entry.references) for f in foreign}
-
-
-class HandoffDroppedOnFaith(Fault):
-    def rig(self, core: PeerCore) -> None:
-        core.tidier.__class__ = _TrustingTidier
-
-
-class _CredulousMender(RegisterMender):
-    """Takes the newest version that anybody holds for the decided one."""
-
-    async def _look(self, partition: int, key: RegisterKey, rule: QuorumRule) -> Decided | None:
-        found = await super()._look(partition, key, rule)
-        if found is not None:
-            return found
-        mine = await self._acceptor.read(partition, key, self._view.epoch)
-        return Decided(Copied(key, mine, decided=True), self._acceptor.state(partition).fence)
-
-
-class _CredulousAcceptor(Acceptor):
-    async def import_records(self, partition: int, records: Any, promised: Any, origin: Any) -> list[RegisterKey]:
-        believed = [Copied(key, record, decided=True) for key, record, _ in records]
-        return await super().import_records(partition, believed, promised, origin)
-
-
-class UndecidedCopied(Fault):
-    def rig(self, core: PeerCore) -> None:
-        core.acceptor.__class__ = _CredulousAcceptor
-        core.register_mender.__class__ = _CredulousMender
-
-
 class _QuorumPurger(Purger):
     def _enough(self, rule: QuorumRule, names: Collection[str]) -> bool:
         return rule.satisfied(names)
@@ -230,8 +190,6 @@ WHOLE_FAULTS: dict[str, Fault] = {
     "head swung before the chunks are durable": HeadBeforeChunks(),
     "garbage collected without grace": CollectedWithoutGrace(),
     "swept without a fence": SweptWithoutFence(),
-    "handoff dropped on faith": HandoffDroppedOnFaith(),
-    "undecided value copied past a promise": UndecidedCopied(),
     "tombstone dropped too early": TombstoneDroppedEarly(),
     "wiped acceptor votes": WipedVotes(),
     "acceptor from an old copy votes": OldCopyVotes(),

@@ -10,7 +10,6 @@ from cluster.register.store import FRESH, LEARNER
 from cluster.volumes.head import VOLUME_SHARDS
 from tests.simulation.campaign_cluster import CampaignCluster
 from tests.simulation.result import BrokenError
-from tests.simulation.trouble import Trouble
 from tests.support.simulated.memory_store import tombstones_of
 from tests.support.simulated.whole_cluster import Machine, get, put
 
@@ -28,9 +27,8 @@ where it belongs, and nothing else is anywhere."""
 class CopiesWatch:
     """Live copies of anything never fall below what they were because of a planned change."""
 
-    def __init__(self, cluster: CampaignCluster, trouble: Trouble) -> None:
+    def __init__(self, cluster: CampaignCluster) -> None:
         self._cluster = cluster
-        self._trouble = trouble
         self._references: frozenset[tuple[bytes, bytes]] = frozenset()
         self._copies = 0
 
@@ -46,7 +44,7 @@ class CopiesWatch:
         """Watch until cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if not self._trouble.losses and self._least() < self._copies:
+            if not self._cluster.losses and self._least() < self._copies:
                 raise BrokenError(
                     "a planned change never lowers the number of copies",
                     f"{self._least()} of {self._copies} copies are left of a part of {MONUMENT}",

@@ -25,6 +25,9 @@ from tests.simulation.users import Users
 from tests.simulation.volume_users import NAMES, VolumeUsers
 from tests.support.simulated.loop import Stuck, VirtualTimeLoop
 
+ACTIVE_LIMIT_S = 1500.0
+"""Every wait of users and of trouble has an end of its own, well before this one."""
+
 CALM_TRIES_S = 8.0
 """With everybody there, an operation succeeds within so long, tried again where it was told to."""
 
@@ -119,22 +122,25 @@ class _Run:
         try:
             await cluster.start()
             self._trace.note(f"{len(cluster.machines)} nodes have a layout")
-            watch = invariants.CopiesWatch(cluster, self._trouble)
+            watch = invariants.CopiesWatch(cluster)
             await watch.begin()
             watching = asyncio.get_running_loop().create_task(watch.run())
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._trouble.run(self._events))
-                share, more = divmod(self._scenario.operations, self._scenario.clients)
-                for number in range(self._scenario.clients):
-                    group.create_task(self._client(number, share + (number < more)))
-                group.create_task(self._cancel_when_over(watching, group))
+            try:
+                async with asyncio.timeout(ACTIVE_LIMIT_S), asyncio.TaskGroup() as group:
+                    group.create_task(self._trouble.run(self._events))
+                    share, more = divmod(self._scenario.operations, self._scenario.clients)
+                    for number in range(self._scenario.clients):
+                        group.create_task(self._client(number, share + (number < more)))
+                    group.create_task(self._cancel_when_over(watching))
+            except TimeoutError:
+                raise BrokenError("nothing hangs", f"users and trouble go on after {ACTIVE_LIMIT_S:.0f} s") from None
             await self._calm(watch)
         finally:
             await cluster.close()
         self._registers.check()
         self._volumes.check()
 
-    async def _cancel_when_over(self, watching: asyncio.Task[None], group: asyncio.TaskGroup) -> None:
+    async def _cancel_when_over(self, watching: asyncio.Task[None]) -> None:
         """Have the watch's failure end the run, and the run's end the watch."""
         while not watching.done():
             if self._clients_left == 0 and self._trouble.over:
@@ -182,7 +188,7 @@ class _Run:
             await self._must(f"write at {machine.name}", lambda m=machine, k=key: self._registers.write(m, k))
         machine = rng.choice(machines)
         await self._must("put", lambda: self._volumes.write(machine, NAMES[0], rng))
-        await self._must("list", lambda: self._volumes.list(machine))
+        await self._must("list", lambda: self._volumes.list_all(machine))
         await self._must("scan", lambda: self._registers.scan(machine, b"p", 10))
         await watch.read_everywhere()
         await invariants.clean(self._cluster)

@@ -90,7 +90,6 @@ class Trouble:
         self._loss_under_way = False
         self.counts: Counter[str] = Counter()
         self.planned = 0
-        self.losses = 0
         self.over = False
 
     async def run(self, events: Sequence[Event]) -> None:
@@ -111,7 +110,7 @@ class Trouble:
                 finally:
                     self.planned -= 1
             return
-        end = asyncio.get_running_loop().time() + (PATIENCE_S if event.kind in LOSSES else 0.5)
+        end = asyncio.get_running_loop().time() + (PATIENCE_S if event.kind in {*LOSSES, BLACKOUT} else 0.5)
         while (machine := self._victim(event)) is None:
             if asyncio.get_running_loop().time() >= end:
                 self.counts[f"{event.kind} left out"] += 1
@@ -207,9 +206,9 @@ class Trouble:
             await cluster.kill(machine)
             machine.start()
             await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
-        self.losses += 1
-        self._at_risk = frozenset(chunk for chunk, (_, references) in machine.chunks.items() if references)
         await cluster.kill(machine)
+        self._at_risk = frozenset(chunk for chunk, (_, references) in machine.chunks.items() if references)
+        cluster.losses += 1
         if event.kind == WIPE:
             machine.wipe()
             await asyncio.sleep(event.lasts)
@@ -250,19 +249,25 @@ class Trouble:
             if event.kind == RESIZE
             else StagedChange(name, remove=True)
         )
-        try:
-            governor = operator.running.governor
-            await governor.stage([change])
-            _, plan = await governor.plan()
-            await governor.apply(plan.version)
-            self.counts[event.kind] += 1
-            self._trace.note(f"! {event.kind}: {name}, asked of {operator.name}")
-            if event.kind == ABORT:
-                await asyncio.sleep(event.lasts / 4)
-                await governor.abort()
-        except (HoldfastError, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and operator.core is not None:
-                raise
+        task = self._cluster.request(operator, self._ask_for(event, change, operator))
+        await asyncio.wait([task])
+        if task.cancelled():
+            self._trace.note(f"! {operator.name} died over {event.kind} of {name}")
+            return True
+        error = task.exception()
+        if error is not None and not isinstance(error, HoldfastError):
+            raise error
+        if error is not None:
             self._trace.note(f"! {event.kind} of {name} refused: {error}")
-            return False
-        return True
+        return error is None
+
+    async def _ask_for(self, event: Event, change: StagedChange, operator: Machine) -> None:
+        governor = operator.running.governor
+        await governor.stage([change])
+        _, plan = await governor.plan()
+        await governor.apply(plan.version)
+        self.counts[event.kind] += 1
+        self._trace.note(f"! {event.kind} of {change.name}, asked of {operator.name}")
+        if event.kind == ABORT:
+            await asyncio.sleep(event.lasts / 4)
+            await governor.abort()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from cluster.errors import Conflict, Invalid, NotFound
 from cluster.volumes.volume import UNCONDITIONAL, Condition
+from tests.simulation import acknowledged
 from tests.simulation.campaign_cluster import RETIRED_GRACE_S
 from tests.simulation.result import BrokenError
 from tests.simulation.users import ANSWERED, NOT_DONE, REFUSED, UNKNOWN, Answer, Users
@@ -32,6 +33,7 @@ from tests.support.simulated.whole_cluster import Machine
 
 NAMES = ("v0", "v1", "v2", "v3")
 CHUNK_SIZE = 4096
+REPLICAS = 3
 KINDS = ("read", "replace", "conditional", "range", "resize", "create", "list")
 WEIGHTS = (40, 22, 12, 14, 4, 4, 4)
 
@@ -64,7 +66,7 @@ class VolumeUsers:
         elif kind == "create":
             await self._create(machine, name, 5 * self._users.number() + rng.randrange(9_000), give_up_s)
         elif kind == "list":
-            await self.list(machine)
+            await self.list_all(machine)
         else:
             await self._delete(machine, name, give_up_s)
 
@@ -102,7 +104,7 @@ class VolumeUsers:
                 await asyncio.sleep(pause_s)
         return opened.volume.etag, b"".join(pieces)
 
-    async def list(self, machine: Machine) -> bool:
+    async def list_all(self, machine: Machine) -> bool:
         users = self._users
         call = users.now()
         answer = await users.ask(machine, "list", machine.running.volumes.list(prefix="v"))
@@ -133,13 +135,14 @@ class VolumeUsers:
             expected, condition = None, Condition(if_none_match=frozenset({"*"}))
         elif etag is not None:
             expected, condition = self._contents[etag], Condition(if_match=frozenset({etag}))
-        call = users.now()
+        call, losses, stored = users.now(), users.cluster.losses, self._begin_storing()
         length = len(content) if rng.random() < 0.7 else None
         work = machine.running.volumes.replace(name, body(content, rng), length, condition, chunk_size=CHUNK_SIZE)
         what = f"replace {tag.decode()} of {len(content)}{'' if etag is None else f' if {etag!r}'} {name}"
         answer = await users.ask(machine, what, work, give_up_s)
         if answer.ended == ANSWERED:
             self._names(name, answer.result[0].etag, content)
+            self._is_acknowledged(losses, stored, what)
         self._changed(
             answer,
             name,
@@ -152,9 +155,12 @@ class VolumeUsers:
         tag, content = self._some_content(name, rng)
         content = content[: rng.randrange(len(tag), len(content) + 1)]
         offset = rng.choice([0, CHUNK_SIZE, rng.randrange(12_000)])
-        call = users.now()
+        call, losses, stored = users.now(), users.cluster.losses, self._begin_storing()
         work = machine.running.volumes.write_range(name, offset, body(content, rng), len(content))
-        answer = await users.ask(machine, f"range {tag.decode()} {offset}+{len(content)} {name}", work, give_up_s)
+        what = f"range {tag.decode()} {offset}+{len(content)} {name}"
+        answer = await users.ask(machine, what, work, give_up_s)
+        if answer.ended == ANSWERED:
+            self._is_acknowledged(losses, stored, what)
         self._changed(
             answer,
             name,
@@ -201,6 +207,17 @@ class VolumeUsers:
         self._note(name, VolumeOperation(**{**fields, "ended": ended, "ret": ret}))
 
     # What must hold
+
+    @staticmethod
+    def _begin_storing() -> list[tuple[bytes, bytes]]:
+        """What the request that begins now will have put."""
+        stored: list[tuple[bytes, bytes]] = []
+        acknowledged.STORED.set(stored)
+        return stored
+
+    def _is_acknowledged(self, losses: int, stored: list[tuple[bytes, bytes]], what: str) -> None:
+        if losses == self._users.cluster.losses:
+            acknowledged.check(self._users.cluster, stored, REPLICAS, what)
 
     def check(self) -> None:
         """Every history can be explained."""

@@ -14,7 +14,7 @@ from tests.support.simulated.faults import FAULTS
 from tests.support.simulated.plans import PLANS
 from tests.support.simulated.scenario import simulate
 
-SEEDS = int(os.environ.get("HOLDFAST_SEEDS", "4"))
+SEEDS = int(os.environ.get("HOLDFAST_SEEDS", "1"))
 ONE = os.environ.get("HOLDFAST_SEED")
 
 
