@@ -36,10 +36,12 @@ TOMBSTONE_GRACE_S = 3.0
 
 
 class CampaignCluster(WholeCluster):
-    def __init__(self, seed: int, size: int, *, down_out_s: float = 0.0, fault: Fault = HONEST) -> None:
+    def __init__(
+        self, seed: int, size: int, *, down_out_s: float = 0.0, interval_s: float = 4.0, fault: Fault = HONEST
+    ) -> None:
         self.fault = fault
         super().__init__(seed, size, down_out_s=down_out_s)
-        self.repair = RepairSettings(interval_s=4.0, persist_s=1.0, retry_s=1.0, down_out_s=down_out_s)
+        self.repair = RepairSettings(interval_s=interval_s, persist_s=1.0, retry_s=1.0, down_out_s=down_out_s)
         self.volumes = fault.volume_settings(SETTINGS)
         self.barriers = Barriers(self.network)
         rng = random.Random(f"disks {seed}")

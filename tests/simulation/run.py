@@ -107,7 +107,9 @@ class _Run:
         self._result = result
         self._events = cut.chosen(draw(seed, scenario))
         size = random.Random(f"size {seed}").choice(scenario.nodes)
-        self._cluster = CampaignCluster(seed, size, down_out_s=scenario.down_out_s, fault=fault)
+        self._cluster = CampaignCluster(
+            seed, size, down_out_s=scenario.down_out_s, interval_s=scenario.interval_s, fault=fault
+        )
         self._users = Users(seed, self._cluster, trace)
         self._registers = RegisterUsers(self._users, scenario.deletes)
         self._volumes = VolumeUsers(self._users, scenario.deletes, scenario.slow_readers)

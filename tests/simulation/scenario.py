@@ -34,16 +34,21 @@ class Scenario:
     events: int = 0
     active_s: float = 20.0
     down_out_s: float = 0.0
+    interval_s: float = 4.0
+    """Between two comparisons of the same nodes: a long one leaves time in which a replica lacks what it missed."""
     slow_readers: float = 0.2
     """Of the readers of volumes, how many take seconds."""
 
 
 SCENARIOS: dict[str, Scenario] = {
     "steady": Scenario(nodes=(3, 5, 7), operations=250),
+    "volumes": Scenario(nodes=(3, 5), volume_share=0.95, slow_readers=0.6, troubles={CRASH: 1}, events=2),
     "crashes": Scenario(nodes=(3, 5), troubles={CRASH: 3, BLACKOUT: 1}, events=6),
     "freezes": Scenario(nodes=(3, 5), troubles={FREEZE: 2, SLOW: 1}, events=6),
-    "wipes": Scenario(nodes=(3, 5), troubles={WIPE: 2, CRASH: 1, SLOW: 1}, events=5, active_s=25.0),
-    "old-copies": Scenario(nodes=(3, 5), troubles={OLD_COPY: 2, CRASH: 1}, events=4, active_s=25.0),
+    "wipes": Scenario(nodes=(3, 5), troubles={WIPE: 2, CRASH: 2, CUT: 1}, events=7, active_s=25.0, interval_s=20.0),
+    "old-copies": Scenario(
+        nodes=(3, 5), troubles={OLD_COPY: 2, CRASH: 2, CUT: 1}, events=7, active_s=25.0, interval_s=20.0
+    ),
     "partitions": Scenario(nodes=(3, 5), troubles={CUT: 3, CRASH: 1}, events=6),
     "layouts": Scenario(
         nodes=(4, 5), troubles={JOIN: 2, REMOVE: 2, RESIZE: 1, ABORT: 1}, events=4, active_s=25.0, operations=160

@@ -26,7 +26,7 @@ class Row(NamedTuple):
 CAUGHT = [
     Row("chunk acknowledged before fdatasync", "crashes", 1),
     Row("head swung before the chunks are durable", "crashes", 1),
-    Row("garbage collected without grace", "deletes", 4),
+    Row("garbage collected without grace", "volumes", 2),
     Row("leader answers reads alone", "registers/three", 0),
 ]
 

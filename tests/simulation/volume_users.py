@@ -34,6 +34,12 @@ from tests.support.simulated.whole_cluster import Machine
 NAMES = ("v0", "v1", "v2", "v3")
 CHUNK_SIZE = 4096
 REPLICAS = 3
+POPULARITY = (6, 2, 1, 1)
+"""Most meet at one of them."""
+
+SLOW_READER_S = 0.35
+"""The most between two pieces: also the largest content is read within the time for which replaced versions are kept."""
+
 KINDS = ("read", "replace", "conditional", "range", "resize", "create", "list")
 WEIGHTS = (40, 22, 12, 14, 4, 4, 4)
 
@@ -48,11 +54,11 @@ class VolumeUsers:
         """Etag -> the content that it was seen to name."""
 
     async def act(self, machine: Machine, rng: random.Random) -> None:
-        name = rng.choice(NAMES)
+        name = rng.choices(NAMES, POPULARITY)[0]
         kind = "delete" if rng.random() < self._deletes else rng.choices(KINDS, WEIGHTS)[0]
         give_up_s = rng.random() * 0.05 if rng.random() < 0.04 else None
         if kind == "read":
-            await self.read(machine, name, rng.random() * 0.8 if rng.random() < self._slow_readers else 0.0)
+            await self.read(machine, name, rng.random() * SLOW_READER_S if rng.random() < self._slow_readers else 0.0)
         elif kind == "replace":
             await self._replace(machine, name, rng, None, give_up_s)
         elif kind == "conditional":
