@@ -492,7 +492,16 @@ class VolumeService:
         doubt = Unfinished(self.reclaimer, self._cache) if unfinished is None else unfinished
         with doubt.guarded():
             for _ in range(SWING_TRIES):
-                head = await self._with_room(await decide(version))
+                try:
+                    decided = await decide(version)
+                except NotFound:
+                    # Of a version replaced long ago, while the body came slowly, the map is gone: the newest has one.
+                    newest = await self._heads.read(name)
+                    if newest.raw == version.raw:
+                        raise
+                    version = newest
+                    continue
+                head = await self._with_room(decided)
                 doubt.in_doubt = True
                 try:
                     swing = await self._heads.swing(name, version, head)

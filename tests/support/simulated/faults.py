@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any, cast
 
-from cluster.errors import OutcomeUnknown
+from cluster.errors import HoldfastError, OutcomeUnknown
 from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import NO_BALLOT, NO_VERSION, Ballot, Version
 from cluster.register.change import ABSENT_ONLY, Change, token_of
@@ -14,9 +15,11 @@ from cluster.register.copying import Copied, Origin
 from cluster.register.key import RegisterKey
 from cluster.register.leader import Leader, Outcome, Term, _Attempt
 from cluster.register.mender import Decided, RegisterMender
+from cluster.register.messages import Read
 from cluster.register.purge import Purger
 from cluster.register.quorum import QuorumRule
-from cluster.register.record import Record
+from cluster.register.reader import Reading
+from cluster.register.record import ABSENT, Record
 from cluster.register.record_cache import CachedRecord, RecordCache
 from cluster.register.store import LEARNER, VOTER, PartitionRecord, PartitionWrite
 from cluster.register.view import LayoutView
@@ -39,6 +42,18 @@ class HastyAcceptor(Acceptor):
         self._partitions[partition] = raised
         self._fences[partition] = raised.fence
         self._store.commit([PartitionWrite(partition, raised)])
+
+
+class UnsyncedAcceptor(Acceptor):
+    """Answers an accept before it is durable."""
+
+    def _begin(
+        self, partition: int, key: RegisterKey, entry: CachedRecord, record: Record, promised: Ballot
+    ) -> asyncio.Future[None]:
+        super()._begin(partition, key, entry, record, promised)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
 
 class EagerLearner(Acceptor):
@@ -152,6 +167,17 @@ class ConfidentLeader(Leader):
             return Outcome(False, b"something else")
 
 
+class ReusingLeader(Leader):
+    """Leads once more under the ballot that its last life led under."""
+
+    def take_ballot(self, partition: int) -> Ballot:
+        promised = self._promised(partition)
+        if partition not in self._rounds and promised.proposer.startswith(f"{self._me}/"):
+            self._note(partition, promised)
+            return promised
+        return super().take_ballot(partition)
+
+
 class RepeatingLeader(Leader):
     """Forgets that an earlier Accept of the same update is in doubt, and decides anew."""
 
@@ -226,8 +252,35 @@ class _LaxMender(RegisterMender):
         return True
 
 
+class _CredulousMender(RegisterMender):
+    """Takes what this replica, or whoever has the newest, holds for decided."""
+
+    async def _look(self, partition: int, key: RegisterKey, rule: QuorumRule) -> Decided | None:
+        found = await super()._look(partition, key, rule)
+        if found is not None:
+            return found
+        newest = ABSENT
+        fence = self._acceptor.state(partition).fence
+        request = Read(partition, key.table, key.partition, key.sort)
+        async for _, answer in self._scatter.send(rule.members, request, deadline_s=2.0):
+            if not isinstance(answer, HoldfastError) and answer.message.record.version > newest.version:
+                newest = answer.message.record
+        return Decided(Copied(key, newest, decided=True), fence)
+
+
+def _credulous_mender(life: Life) -> None:
+    life.mender = _CredulousMender(life.scatter, life.view, life.acceptor, life.registers)
+
+
 def _lax_mender(life: Life) -> None:
     life.mender = _LaxMender(life.scatter, life.view, life.acceptor, life.registers)
+
+
+def _read_from_leader(life: Life) -> None:
+    async def read(partition: int, key: RegisterKey) -> Reading:
+        return await life.registers.settle(key, partition=partition)
+
+    cast("Any", life.registers._reader).read = read
 
 
 def _unpinned(life: Life) -> None:
@@ -237,9 +290,12 @@ def _unpinned(life: Life) -> None:
 FAULTS: dict[str, Parts] = {
     "acceptor forgets its promises in a crash": Parts(acceptor=ForgetfulAcceptor),
     "acceptor answers before its promise is durable": Parts(acceptor=HastyAcceptor),
+    "acceptor answers before its accept is durable": Parts(acceptor=UnsyncedAcceptor),
     "acceptor accepts below its promise": Parts(acceptor=ObedientAcceptor),
     "acceptor evicts what is not durable yet": Parts(rig=_unpinned),
     "read quorum of one": Parts(rig=_read_from_one),
+    "ballot reused after a restart": Parts(leader=ReusingLeader),
+    "leader answers reads alone": Parts(leader=TrustingLeader, rig=_read_from_leader),
     "leader skips rule (a)": Parts(leader=TrustingLeader),
     "leader skips rule (b)": Parts(leader=StubbornLeader),
     "leader calls unknown a no": Parts(leader=ConfidentLeader),
@@ -249,6 +305,7 @@ FAULTS: dict[str, Parts] = {
     "learner votes": Parts(acceptor=EagerLearner),
     "acceptor ignores which stores it votes with": Parts(acceptor=StoreBlindAcceptor),
     "copier takes over undecided records": Parts(acceptor=CredulousCopier),
+    "anti-entropy takes over undecided records": Parts(acceptor=CredulousCopier, rig=_credulous_mender),
     "copier copies nothing": Parts(acceptor=EmptyHandedCopier),
     "purge with a quorum": Parts(purger=QuorumPurger),
     "purge without a promise": Parts(acceptor=UnpromisedFence),

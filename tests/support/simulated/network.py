@@ -138,18 +138,23 @@ class SimulatedNetwork:
 
     def heal(self, *names: str) -> None:
         """Undo the cuts that touch these hosts, or all."""
+        for pair in list(self._cut):
+            if not names or set(pair) & set(names):
+                self.mend(*pair)
+
+    def mend(self, source: str, target: str) -> None:
+        """Undo the cut of one direction, if there is one."""
         now = self.loop.time()
-        for pair, since in list(self._cut.items()):
-            if names and not set(pair) & set(names):
-                continue
-            del self._cut[pair]
-            self._refusing.discard(pair)
-            self.note(pair[0], "reaches", pair[1], "again")
-            wait_s = min((now - since) / 2, RETRANSMIT_MAX_S)
-            for stream in list(self.streams):
-                if (stream.there, stream.here) == pair and stream.arriving:
-                    stream.stalled_until = max(stream.stalled_until, now + self.rng.random() * wait_s)
-                    stream.plan()
+        since = self._cut.pop((source, target), None)
+        if since is None:
+            return
+        self._refusing.discard((source, target))
+        self.note(source, "reaches", target, "again")
+        wait_s = min((now - since) / 2, RETRANSMIT_MAX_S)
+        for stream in list(self.streams):
+            if (stream.there, stream.here) == (source, target) and stream.arriving:
+                stream.stalled_until = max(stream.stalled_until, now + self.rng.random() * wait_s)
+                stream.plan()
 
     def slow(self, name: str, *, bytes_per_s: float = 0.0, latency_s: float = 0.0) -> None:
         """What the host sends, and what is sent to it, takes longer; zeros: as before."""

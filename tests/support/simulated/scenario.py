@@ -49,6 +49,7 @@ class Run:
     seed: int
     histories: dict[RegisterKey, list[Operation]]
     counts: dict[str, int]
+    virtual_s: float = 0.0
 
     @property
     def bad(self) -> list[RegisterKey]:
@@ -104,7 +105,7 @@ class _Simulation:
             self.over = True
         assert all(task.done() for task in troubles)
         await self._calm(loop)
-        return Run(self.seed, self.histories, self.counts)
+        return Run(self.seed, self.histories, self.counts, loop.time())
 
     async def _calm(self, loop: asyncio.AbstractEventLoop) -> None:
         """Without trouble everything works, everybody agrees, and nothing is left in hand."""

@@ -100,7 +100,7 @@ class MemoryStores:
         self.registers = DiskContent()
         self.chunks = ChunkDisk()
         self.chunk_store = MemoryChunkStore(self.chunks, rng)
-        self._store: MemoryRegisterStore | None = None
+        self.register_store: MemoryRegisterStore | None = None
         self._ending: asyncio.Event | None = None
 
     async def run(self, node: Hosted, clock: Clock) -> None:
@@ -110,18 +110,18 @@ class MemoryStores:
             meta.setdefault("store_id", new_store_id(self._rng))
             meta["boot"] = str(int(meta.get("boot", b"0")) + 1).encode()
             life = Life(meta["store_id"], int(meta["boot"]), self._rng.randbytes(RUN_BYTES))
-            self._store = MemoryRegisterStore(self.registers, self._rng)
+            self.register_store = MemoryRegisterStore(self.registers, self._rng)
             self.chunk_store = MemoryChunkStore(self.chunks, self._rng)
-            await one_life(node, OpenStores(self._store, self.chunk_store, None, life), ending)
-            self._store.crash()
+            await one_life(node, OpenStores(self.register_store, self.chunk_store, None, life), ending)
+            self.register_store.crash()
 
     def stop(self) -> None:
         assert self._ending is not None
         self._ending.set()
 
     def crash(self) -> None:
-        assert self._store is not None
-        self._store.crash()
+        assert self.register_store is not None
+        self.register_store.crash()
 
     def wipe(self) -> None:
         self.registers, self.chunks = DiskContent(), ChunkDisk()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from cluster.doors.offload import Inline
+from cluster.governance.stores import Life
 from cluster.layout.ring import chunk_partition
 from cluster.peer.core import Doors, NewLifeError, PeerCore
 from cluster.peer.settings import PeerSettings
@@ -97,7 +98,7 @@ class Machine:
             repair=self._cluster.repair,
             volumes=self._cluster.volumes,
         )
-        self.core = self.release.dress(PeerCore(settings, doors, stores.life))
+        self.core = self.release.dress(self._cluster.new_core(settings, doors, stores.life))
         await self.core.open()
         try:
             await self.core.run()
@@ -205,6 +206,10 @@ class WholeCluster:
     def add(self, name: str, expect: int = 0) -> Machine:
         self.machines[name] = Machine(name, self, expect)
         return self.machines[name]
+
+    def new_core(self, settings: PeerSettings, doors: Doors, life: Life) -> PeerCore:
+        """What a machine's process is made of. A campaign gives it other settings, or parts that are wrong on purpose."""
+        return PeerCore(settings, doors, life)
 
     def __getitem__(self, name: str) -> PeerCore:
         return self.machines[name].running

@@ -324,3 +324,22 @@ async def test_a_range_put_into_a_volume_that_was_deleted_meanwhile() -> None:
     cluster.registers.before_swing = overtake
     with pytest.raises(NotFound):
         await service.write_range("v", 0, body_of(b"y"), 1)
+
+
+async def test_a_slow_range_put_goes_on_when_the_version_it_began_on_has_been_given_back() -> None:
+    """Its body takes longer than replaced versions are kept, and somebody has replaced the volume meanwhile."""
+    cluster = MemoryCluster(settings=VolumeSettings(leaf_extents=2))
+    slow, other = cluster.gateway(0), cluster.gateway(1)
+    size = 40 * CELL
+    await put(other, "v", bytes(number % 251 for number in range(size)))
+    new = bytes(number % 241 for number in range(size))
+
+    async def overtaken() -> AsyncIterator[bytes]:
+        await put(other, "v", new)
+        cluster.clock.now += 2 * other.settings.retired_grace_s
+        while await other.reclaimer.run_due():
+            pass
+        yield b"range"
+
+    await slow.write_range("v", CELL + 7, overtaken(), 5)
+    assert await content(other, "v") == new[: CELL + 7] + b"range" + new[CELL + 12 :]

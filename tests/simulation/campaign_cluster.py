@@ -1,0 +1,124 @@
+"""A whole cluster as a campaign needs it: quick settings, who is killed takes its users' requests with it, cuts, slow and full disks."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+from cluster.governance.stores import Life
+from cluster.membership.settings import MembershipSettings
+from cluster.peer.core import Doors, PeerCore
+from cluster.peer.settings import PeerSettings
+from cluster.repair.settings import RepairSettings
+from cluster.volumes.service import VolumeSettings
+from tests.simulation import acknowledged
+from tests.simulation.cuts import Cuts
+from tests.simulation.faults import HONEST, Fault
+from tests.support.simulated.loop import process_context
+from tests.support.simulated.memory_chunks import MemoryChunkStore
+from tests.support.simulated.memory_store import MemoryRegisterStore
+from tests.support.simulated.streams import Streams
+from tests.support.simulated.whole_cluster import Machine, WholeCluster
+
+RETIRED_GRACE_S = 4.0
+"""Readers of a replaced version may take so long."""
+
+SYNC_S = (0.001, 0.002, 0.02, 0.06)
+"""What a sync takes: the seed chooses for registers and for chunks, from a good solid-state disk to one that turns."""
+
+SETTINGS = VolumeSettings(retired_grace_s=RETIRED_GRACE_S, sweep_age_s=6.0, sweep_period_s=15.0, leaf_extents=4)
+"""Minutes and hours in production: virtual time costs processor time too, since nodes talk all the time. Nothing's safety rests on them."""
+
+MEMBERSHIP = MembershipSettings(probe_interval_s=1.0)
+"""Half as many pings: they are most of what an idle cluster costs."""
+
+TOMBSTONE_GRACE_S = 3.0
+
+
+class CampaignCluster(WholeCluster):
+    def __init__(
+        self,
+        streams: Streams,
+        size: int,
+        *,
+        down_out_s: float = 0.0,
+        interval_s: float = 4.0,
+        wild_clocks: bool = False,
+        fault: Fault = HONEST,
+    ) -> None:
+        self.fault = fault
+        super().__init__(streams.seed, size, down_out_s=down_out_s, streams=streams, wild_clocks=wild_clocks)
+        self.repair = RepairSettings(interval_s=interval_s, persist_s=1.0, retry_s=1.0, down_out_s=down_out_s)
+        self.volumes = fault.volume_settings(SETTINGS)
+        self.cuts = Cuts(self.network)
+        rng = streams.stream("disks")
+        self._register_sync_s, self._chunk_sync_s = rng.choice(SYNC_S), rng.choice(SYNC_S)
+        self.losses = 0
+        """Disks lost for good so far."""
+        self._requests: dict[str, dict[asyncio.Task[Any], None]] = {}
+        self._sync_s: dict[str, float] = {}
+        self._room: dict[str, int] = {}
+
+    def new_core(self, settings: PeerSettings, doors: Doors, life: Life) -> PeerCore:
+        machine = self.machines[settings.name]
+        doors = self.fault.doors(machine, doors)
+        self._apply(machine, doors.registers, doors.chunks)
+        settings = dataclasses.replace(settings, membership=MEMBERSHIP, tombstone_grace_s=TOMBSTONE_GRACE_S)
+        core = PeerCore(settings, doors, life)
+        self.fault.rig(core)
+        acknowledged.watch(core)
+        return core
+
+    # Users
+
+    def request(self, machine: Machine, work: Any) -> asyncio.Task[Any]:
+        """Work that dies with the machine's process."""
+        task = asyncio.get_running_loop().create_task(work, context=process_context(machine.name))
+        tasks = self._requests.setdefault(machine.name, {})
+        tasks[task] = None
+        task.add_done_callback(lambda done: tasks.pop(done, None))
+        return task
+
+    async def kill(self, machine: Machine) -> None:
+        tasks = list(self._requests.get(machine.name, ()))
+        for task in tasks:
+            task.cancel()
+        await machine.kill()
+        self.fault.after_kill(machine)
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def close(self) -> None:
+        for machine in self.machines.values():
+            if machine._task is not None:
+                await self.kill(machine)
+
+    # Disks
+
+    def slow(self, machine: Machine, sync_s: float | None) -> None:
+        """Every sync takes about so long; None: as always."""
+        if sync_s is None:
+            self._sync_s.pop(machine.name, None)
+        else:
+            self._sync_s[machine.name] = sync_s
+        if machine.memory.register_store is not None:
+            self._apply(machine, machine.memory.register_store, machine.chunk_store)
+
+    def fill(self, machine: Machine, room: int | None) -> None:
+        """Leave so many bytes for chunks; None: no end."""
+        if room is None:
+            self._room.pop(machine.name, None)
+        else:
+            self._room[machine.name] = sum(len(data) for data, _ in machine.chunks.values()) + room
+        if machine.memory.register_store is not None:
+            self._apply(machine, machine.memory.register_store, machine.chunk_store)
+
+    def _apply(self, machine: Machine, registers: Any, chunks: Any) -> None:
+        slow = self._sync_s.get(machine.name)
+        if isinstance(registers, MemoryRegisterStore):
+            registers.sync_s = slow or self._register_sync_s
+        if isinstance(chunks, MemoryChunkStore):
+            chunks._sync_s = slow or self._chunk_sync_s
+            chunks.capacity = self._room.get(machine.name)
+            chunks.reserve = 4096

@@ -1,0 +1,217 @@
+"""What must hold of a cluster, beside what its users saw (`register_users`, `volume_users`): while layouts change, and when all is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cluster.errors import HoldfastError
+from cluster.register.store import FRESH, LEARNER
+from cluster.volumes.head import VOLUME_SHARDS
+from tests.simulation.campaign_cluster import CampaignCluster
+from tests.simulation.result import BrokenError
+from tests.support.simulated.memory_store import tombstones_of
+from tests.support.simulated.whole_cluster import Machine, get, put
+
+MONUMENT = "monument"
+"""A volume that nobody changes while the run lasts: what is done to its copies is done by the cluster."""
+
+WATCH_S = 0.1
+
+SETTLED_WITHIN_S = 120.0
+CLEAN_WITHIN_S = 300.0
+"""Of virtual time, from the end of all trouble until everybody has relearned and the layout stands; and from there until every copy is
+where it belongs, and nothing else is anywhere."""
+
+
+class CopiesWatch:
+    """Live copies of anything never fall below what they were because of a planned change."""
+
+    def __init__(self, cluster: CampaignCluster) -> None:
+        self._cluster = cluster
+        self._references: frozenset[tuple[bytes, bytes]] = frozenset()
+        self._copies = 0
+
+    async def begin(self) -> None:
+        """Put the monument up, and wait until all of its copies are there."""
+        core = next(machine.running for machine in self._cluster.machines.values())
+        await put(core, MONUMENT, b"monument" * 2500)
+        self._references = frozenset(await self._cluster.needed())
+        self._copies = min(3, len(self._cluster.machines))
+        await self._cluster.until(lambda: self._least() >= self._copies, "the monument stands")
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if not self._cluster.losses and self._least() < self._copies:
+                raise BrokenError(
+                    "a planned change never lowers the number of copies",
+                    f"{self._least()} of {self._copies} copies are left of a part of {MONUMENT}",
+                )
+
+    def _least(self) -> int:
+        machines = self._cluster.machines.values()
+        return min(
+            sum(chunk in m.chunks and referrer in m.chunks[chunk][1] for m in machines)
+            for chunk, referrer in self._references
+        )
+
+    async def read_everywhere(self) -> None:
+        for machine in self._cluster.machines.values():
+            if await get(machine.running, MONUMENT) != b"monument" * 2500:
+                raise BrokenError("nothing acknowledged is lost", f"{MONUMENT} reads otherwise at {machine.name}")
+
+
+async def settle(cluster: CampaignCluster) -> None:
+    """Everybody is back and has relearned, and no change is under way."""
+    await _until(
+        cluster, lambda: _well(cluster), "everybody recovers", SETTLED_WITHIN_S, lambda: _who_is_not_well(cluster)
+    )
+
+
+async def clean(cluster: CampaignCluster) -> None:
+    """Every copy is where it belongs, and nothing else is anywhere: no leak, no resurrection, no handoff."""
+    await patrol(cluster)
+    needed = await cluster.needed()
+    end = asyncio.get_running_loop().time() + CLEAN_WITHIN_S
+    await _until(
+        cluster,
+        lambda: cluster.held() == needed and cluster.converged() and _roots_equal(cluster),
+        "the cluster converges",
+        CLEAN_WITHIN_S,
+        lambda: _what_differs(cluster, needed),
+    )
+    left = end - asyncio.get_running_loop().time()
+    await _until(
+        cluster,
+        lambda: not any(tombstones_of(m.registers) for m in cluster.machines.values()) and cluster.converged(),
+        "tombstones go",
+        max(left, 60.0),
+        lambda: str({m.name: tombstones_of(m.registers) for m in cluster.machines.values()}),
+    )
+    await _until(cluster, lambda: not _in_hand(cluster), "nothing is left in hand", 30.0, lambda: _in_hand(cluster))
+
+
+async def patrol(cluster: CampaignCluster) -> None:
+    """What some gateway's patrol does within half an hour: find the retired roots that gateways left which died."""
+    machine = next(iter(cluster.machines.values()))
+    reclaimer = machine.running.volumes.reclaimer
+    for shard in range(VOLUME_SHARDS):
+        await reclaimer._patrol_shard(shard)
+
+
+def _well(cluster: CampaignCluster) -> bool:
+    return cluster.settled() and not _who_is_not_well(cluster)
+
+
+def _who_is_not_well(cluster: CampaignCluster) -> str:
+    told: list[str] = []
+    for machine in cluster.machines.values():
+        if machine.core is None:
+            told.append(f"{machine.name} is down")
+            continue
+        core = machine.running
+        standings = [record.standing for record in core.acceptor.standings().values()]
+        if LEARNER in standings or FRESH in standings:
+            told.append(f"{machine.name} still learns ({core.copier.last_error})")
+        state = core.installed.state
+        if state is None:
+            told.append(f"{machine.name} has no layout")
+        elif state.next is not None:
+            told.append(f"{machine.name}: change under way, waiting for {core.governor.waiting_for}")
+    return "; ".join(told)
+
+
+def _roots_equal(cluster: CampaignCluster) -> bool:
+    """Whether any two replicas have equal Merkle roots of a partition, of registers and of chunks."""
+    holders = {name: machine for name, machine in cluster.machines.items() if machine.core is not None}
+    layout = next(iter(holders.values())).running.installed.require().current
+    for partition in range(layout.partitions):
+        roots = set()
+        for name in layout.replicas(partition):
+            tree = holders[name].registers.trees.get(partition)
+            roots.add((0, 0) if tree is None else (tree.sum(0, 0), tree.count(0, 0)))
+        if len(roots) > 1:
+            return False
+    for copies in {copies for machine in holders.values() for copies in machine.chunk_store.trees()}:
+        for partition in range(layout.partitions):
+            sums = set()
+            for name in layout.placement(partition, copies):
+                tree = holders[name].chunk_store.trees().get(copies)
+                bits = layout.partition_bits
+                sums.add((0, 0) if tree is None else (tree.sum(bits, partition), tree.count(bits, partition)))
+            if len(sums) > 1:
+                return False
+    return True
+
+
+def _what_differs(cluster: CampaignCluster, needed: set[tuple[bytes, bytes]]) -> str:
+    held = cluster.held()
+    lines: list[str] = []
+    for kind, pairs in (("missing everywhere", needed - held), ("held and not needed", held - needed)):
+        for chunk, referrer in sorted(pairs)[:4]:
+            who = [m.name for m in cluster.machines.values() if chunk in m.chunks and referrer in m.chunks[chunk][1]]
+            lines.append(f"{kind}: chunk {chunk.hex()[:8]} referrer {referrer.hex()} at {who}")
+    if not cluster.settled():
+        lines.append("not settled")
+    elif not cluster.converged():
+        lines.append("replicas differ")
+    for machine in cluster.machines.values():
+        if machine.core is not None:
+            busy = [
+                f"{job.name}: {job.queue_length} {job.last_error}" for job in machine.running.jobs() if job.last_error
+            ]
+            lines += [f"{machine.name} {text}" for text in busy]
+    return "; ".join(lines)
+
+
+def _in_hand(cluster: CampaignCluster) -> str:
+    """What a core still holds although nobody wants anything of it."""
+    told: list[str] = []
+    for name, machine in cluster.machines.items():
+        core = machine.running
+        if core.leader.in_hand or core.leader._turns:
+            told.append(f"{name} has register updates in hand")
+        if core.chunks.late_bytes:
+            told.append(f"{name} has {core.chunks.late_bytes} bytes on their way to slow replicas")
+        for what, budget in (("write", core.volumes.write_budget), ("read", core.volumes.read_budget)):
+            if budget.held:
+                told.append(f"{name} has {budget.held} bytes of its {what} budget in use")
+    return "; ".join(told)
+
+
+async def _until(
+    cluster: CampaignCluster, condition: Callable[[], bool], what: str, within_s: float, why: Callable[[], str]
+) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within_s
+    while not condition():
+        for machine in cluster.machines.values():
+            _ended_early(machine)
+        if loop.time() >= end:
+            raise BrokenError(what, f"not within {within_s:.0f} s: {why()}")
+        await asyncio.sleep(1.0)
+
+
+def _ended_early(machine: Machine) -> None:
+    if machine._task is not None and machine._task.done():
+        machine._task.result()
+
+
+async def tried(work: Callable[[], object], within_s: float) -> bool:
+    """Whether it succeeds at some time within so long."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within_s
+    while True:
+        try:
+            result = work()
+            if asyncio.iscoroutine(result):
+                result = await result
+        except HoldfastError:
+            result = False
+        if result:
+            return True
+        if loop.time() >= end:
+            return False
+        await asyncio.sleep(0.2)

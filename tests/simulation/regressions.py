@@ -1,0 +1,23 @@
+"""Runs that failed once and live on. What a seed means changes with the code, so each bug found here has a test of its own as well."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Regression(NamedTuple):
+    """``was``: what broke, and why."""
+
+    scenario: str
+    seed: int
+    was: str
+
+
+REGRESSIONS = (
+    Regression(
+        "steady",
+        2,
+        "a range PUT slower than replaced versions are kept ended as not found when its volume was replaced meanwhile",
+    ),
+    Regression("everything", 2, "an operator whose node died waited for ever (the harness's own mistake)"),
+)

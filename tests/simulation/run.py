@@ -1,0 +1,245 @@
+"""One run: a scenario and a seed, and what came of it. The same two always give the same run.
+
+First a calm start; then users and trouble side by side; then all trouble is over, and everything must work, agree and be clean within
+bounds of virtual time. `Cut` takes parts of a run away, which is how a failing one is made small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import traceback
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from tests.simulation import invariants
+from tests.simulation.campaign_cluster import CampaignCluster
+from tests.simulation.faults import HONEST, Fault
+from tests.simulation.register_users import RegisterUsers
+from tests.simulation.result import BrokenError, Result
+from tests.simulation.scenario import SCENARIOS, Scenario
+from tests.simulation.trace import Trace
+from tests.simulation.trouble import SLOT_S, Event, Trouble, draw
+from tests.simulation.users import Users
+from tests.simulation.volume_users import NAMES, VolumeUsers
+from tests.support.simulated.loop import Stuck, VirtualTimeLoop
+from tests.support.simulated.streams import Streams
+from tests.support.simulated.weather import CALM
+
+ACTIVE_LIMIT_S = 1500.0
+"""Every wait of users and of trouble has an end of its own, well before this one."""
+
+CALM_TRIES_S = 8.0
+"""With everybody there, an operation succeeds within so long, tried again where it was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What to leave away. ``events``: the places of those that happen, None for all."""
+
+    nodes: int | None = None
+    operations: int | None = None
+    clients: int | None = None
+    events: tuple[int, ...] | None = None
+
+    def of(self, scenario: Scenario) -> Scenario:
+        return replace(
+            scenario,
+            nodes=scenario.nodes if self.nodes is None else (self.nodes,),
+            operations=scenario.operations if self.operations is None else self.operations,
+            clients=scenario.clients if self.clients is None else self.clients,
+        )
+
+    def chosen(self, events: Collection[Event]) -> list[Event]:
+        return [event for place, event in enumerate(events) if self.events is None or place in self.events]
+
+
+WHOLE = Cut()
+
+
+def simulate(name: str, seed: int, *, cut: Cut = WHOLE, fault: Fault = HONEST) -> Result:
+    """Never raises for what goes wrong inside: that is in the result."""
+    scenario = cut.of(SCENARIOS[name])
+    streams = Streams(seed)
+    loop = VirtualTimeLoop(streams.stream("scheduling"))
+    trace = Trace(loop.time)
+    result = Result(name, seed, trace=trace.lines)
+    run = _Run(streams, scenario, cut, fault, trace, result)
+    try:
+        with trace.logs(), fault.patched():
+            try:
+                _drive(loop, run)
+            except BaseException as error:
+                result.broken = _cause(error)
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+        if result.broken is None and loop.faults:
+            result.broken = BrokenError("nothing fails otherwise than it may", "; ".join(loop.faults))
+    finally:
+        result.virtual_s = loop.time()
+        loop.close()
+    run.count()
+    return result
+
+
+def fingerprint(result: Result) -> str:
+    """Equal for equal runs."""
+    digest = hashlib.sha256()
+    for at, text in result.trace:
+        digest.update(f"{at!r} {text}\n".encode())
+    return digest.hexdigest()
+
+
+def _drive(loop: VirtualTimeLoop, run: _Run) -> None:
+    try:
+        loop.run_until_complete(run.main())
+    finally:
+        loop.release_all()
+        left = sorted(asyncio.all_tasks(loop), key=hash)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+class _Run:
+    def __init__(
+        self, streams: Streams, scenario: Scenario, cut: Cut, fault: Fault, trace: Trace, result: Result
+    ) -> None:
+        self._seed = seed = streams.seed
+        self._scenario = scenario
+        self._trace = trace
+        self._result = result
+        self._events = cut.chosen(draw(seed, scenario))
+        size = random.Random(f"size {seed}").choice(scenario.nodes)
+        self._cluster = CampaignCluster(
+            streams,
+            size,
+            down_out_s=scenario.down_out_s,
+            interval_s=scenario.interval_s,
+            wild_clocks=scenario.wild_clocks,
+            fault=fault,
+        )
+        self._users = Users(seed, self._cluster, trace)
+        self._registers = RegisterUsers(self._users, scenario.deletes)
+        self._volumes = VolumeUsers(self._users, scenario.deletes, scenario.slow_readers)
+        self._trouble = Trouble(self._cluster, trace)
+
+    def count(self) -> None:
+        self._result.operations = self._users.counts
+        self._result.troubles = self._trouble.counts
+
+    async def main(self) -> None:
+        cluster = self._cluster
+        try:
+            await cluster.start()
+            self._trace.note(f"{len(cluster.machines)} nodes have a layout")
+            watch = invariants.CopiesWatch(cluster)
+            await watch.begin()
+            cluster.network.set_weather(self._scenario.weather)
+            watching = asyncio.get_running_loop().create_task(watch.run())
+            try:
+                async with asyncio.timeout(ACTIVE_LIMIT_S), asyncio.TaskGroup() as group:
+                    group.create_task(self._trouble.run(self._events))
+                    share, more = divmod(self._scenario.operations, self._scenario.clients)
+                    for number in range(self._scenario.clients):
+                        group.create_task(self._client(number, share + (number < more)))
+                    group.create_task(self._cancel_when_over(watching))
+            except TimeoutError:
+                raise BrokenError("nothing hangs", f"users and trouble go on after {ACTIVE_LIMIT_S:.0f} s") from None
+            await self._calm(watch)
+        finally:
+            await cluster.close()
+        self._registers.check()
+        self._volumes.check()
+
+    async def _cancel_when_over(self, watching: asyncio.Task[None]) -> None:
+        """Have the watch's failure end the run, and the run's end the watch."""
+        while not watching.done():
+            if self._clients_left == 0 and self._trouble.over:
+                watching.cancel()
+                return
+            await asyncio.sleep(0.2)
+        watching.result()
+
+    _clients_left = 0
+
+    async def _client(self, number: int, operations: int) -> None:
+        rng = random.Random(f"client {number} {self._seed}")
+        slots = max(1, int(self._scenario.active_s / SLOT_S))
+        self._clients_left += 1
+        start = asyncio.get_running_loop().time()
+        done = 0
+        try:
+            for slot in range(slots):
+                await asyncio.sleep(max(0.0, start + slot * SLOT_S - asyncio.get_running_loop().time()))
+                while done * slots < operations * (slot + 1):
+                    done += 1
+                    await asyncio.sleep(rng.expovariate(40))
+                    machine = self._users.gateway(rng)
+                    if machine is None:
+                        continue
+                    of_volumes = rng.random() < self._scenario.volume_share
+                    await (self._volumes if of_volumes else self._registers).act(machine, rng)
+        finally:
+            self._clients_left -= 1
+
+    async def _calm(self, watch: invariants.CopiesWatch) -> None:
+        """All trouble is over."""
+        self._trace.note("! all trouble is over")
+        self._users.calm = True
+        self._cluster.network.set_weather(CALM)
+        await invariants.settle(self._cluster)
+        self._trace.note("everybody has recovered")
+        rng = random.Random(f"calm {self._seed}")
+        machines = list(self._cluster.machines.values())
+        for place, machine in enumerate(machines):
+            for key in self._registers.keys:
+                await self._must(f"read at {machine.name}", lambda m=machine, k=key: self._read(m, k))
+            for name in NAMES:
+                await self._must(f"get at {machine.name}", lambda m=machine, n=name: self._get(m, n))
+            key = self._registers.keys[place % len(self._registers.keys)]
+            await self._must(f"write at {machine.name}", lambda m=machine, k=key: self._registers.write(m, k))
+        machine = rng.choice(machines)
+        await self._must("put", lambda: self._volumes.write(machine, NAMES[0], rng))
+        await self._must("list", lambda: self._volumes.list_all(machine))
+        await self._must("scan", lambda: self._registers.scan(machine, b"p", 10))
+        await watch.read_everywhere()
+        await invariants.clean(self._cluster)
+        self._trace.note("everything is clean")
+        for place, name in enumerate(NAMES):
+            machine = machines[place % len(machines)]
+            await self._must(f"get at {machine.name}", lambda m=machine, n=name: self._get(m, n))
+        for key in self._registers.keys:
+            await self._must("read", lambda k=key: self._read(machines[0], k))
+
+    async def _read(self, machine: object, key: object) -> bool:
+        return (await self._registers.read(machine, key))[0]  # type: ignore[arg-type]
+
+    async def _get(self, machine: object, name: str) -> bool:
+        return await self._volumes.read(machine, name) is not None  # type: ignore[arg-type]
+
+    async def _must(self, what: str, work: object) -> None:
+        if not await invariants.tried(work, CALM_TRIES_S):  # type: ignore[arg-type]
+            raise BrokenError("with everybody there everything works", f"{what} did not within {CALM_TRIES_S:.0f} s")
+
+
+def _cause(error: BaseException) -> BrokenError:
+    """The first thing that went wrong in all that was raised."""
+    leaves = _leaves(error)
+    for leaf in leaves:
+        if isinstance(leaf, BrokenError):
+            return leaf
+    leaf = leaves[0]
+    where = "".join(traceback.format_exception(leaf)[-6:])
+    if isinstance(leaf, Stuck):
+        return BrokenError("nothing hangs", f"{leaf}")
+    return BrokenError("nothing fails otherwise than it may", f"{type(leaf).__name__}: {leaf}\n{where}")
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]

@@ -1,0 +1,90 @@
+"""What kind of run: how large the cluster is, what its users do, what may happen to it. Pure values, and the table of those with a name.
+
+A scenario and a seed are a run (`tests.simulation.run`); everything that a run draws, it draws from generators made of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tests.support.simulated.weather import CALM, STORM, WINDY, Weather
+
+CRASH, FREEZE, WIPE, OLD_COPY, CUT, SLOW, FULL = "crash", "freeze", "wipe", "old copy", "cut", "slow", "full"
+BLACKOUT, JOIN, REMOVE, RESIZE, ABORT, AWAY = "blackout", "join", "remove", "resize", "abort", "away"
+
+PLANNED = frozenset({JOIN, REMOVE, RESIZE, ABORT})
+"""Changes of the layout: what somebody wanted."""
+
+LOSSES = frozenset({WIPE, OLD_COPY})
+"""What takes a copy of everything on a disk for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """``nodes``: how many there may be at first, drawn by the seed. ``troubles``: kind -> weight; ``events`` of them are drawn, over
+    ``active_s`` seconds of virtual time. Users do ``operations`` in all, ``volume_share`` of them on volumes, the others on registers.
+    ``down_out_s``: after how long a dead node is moved out; 0 for never."""
+
+    nodes: tuple[int, ...] = (5,)
+    operations: int = 200
+    clients: int = 6
+    volume_share: float = 0.4
+    deletes: float = 0.1
+    """Of the operations on registers and volumes, how many delete."""
+    troubles: Mapping[str, float] = field(default_factory=dict)
+    events: int = 0
+    active_s: float = 20.0
+    down_out_s: float = 0.0
+    interval_s: float = 4.0
+    """Between two comparisons of the same nodes: a long one leaves time in which a replica lacks what it missed."""
+    weather: Weather = CALM
+    """What the network does by itself, until all trouble is over."""
+    wild_clocks: bool = False
+    """Whether the nodes' clocks drift, and their wall clocks are hours off and jump."""
+    slow_readers: float = 0.2
+    """Of the readers of volumes, how many take seconds."""
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "steady": Scenario(nodes=(3, 5, 7), operations=250),
+    "volumes": Scenario(nodes=(3, 5), volume_share=0.95, slow_readers=0.6, troubles={CRASH: 1}, events=2),
+    "crashes": Scenario(nodes=(3, 5), troubles={CRASH: 3, BLACKOUT: 1}, events=6),
+    "freezes": Scenario(nodes=(3, 5), troubles={FREEZE: 2, SLOW: 1}, events=6),
+    "wipes": Scenario(nodes=(3, 5), troubles={WIPE: 2, CRASH: 2, CUT: 1}, events=7, active_s=25.0, interval_s=20.0),
+    "old-copies": Scenario(
+        nodes=(3, 5), troubles={OLD_COPY: 2, CRASH: 2, CUT: 1}, events=7, active_s=25.0, interval_s=20.0
+    ),
+    "partitions": Scenario(nodes=(3, 5), troubles={CUT: 3, CRASH: 1}, events=6),
+    "winds": Scenario(nodes=(3, 5), troubles={CRASH: 2, CUT: 1}, events=4, weather=WINDY, wild_clocks=True),
+    "storms": Scenario(nodes=(3, 5), troubles={CRASH: 2, FREEZE: 1}, events=3, weather=STORM, wild_clocks=True),
+    "layouts": Scenario(
+        nodes=(4, 5), troubles={JOIN: 2, REMOVE: 2, RESIZE: 1, ABORT: 1}, events=4, active_s=25.0, operations=160
+    ),
+    "layouts-in-trouble": Scenario(
+        nodes=(4, 5), troubles={JOIN: 2, REMOVE: 2, RESIZE: 1, CRASH: 2, FREEZE: 1, CUT: 1}, events=6, active_s=25.0
+    ),
+    "full-disks": Scenario(nodes=(3, 5), troubles={FULL: 3, CRASH: 1}, events=5, volume_share=0.7),
+    "moved-out": Scenario(nodes=(5,), troubles={AWAY: 1}, events=1, active_s=35.0, down_out_s=8.0, operations=160),
+    "deletes": Scenario(
+        nodes=(3, 5), troubles={CRASH: 2, SLOW: 1, FREEZE: 1}, events=4, deletes=0.45, volume_share=0.3
+    ),
+    "everything": Scenario(
+        nodes=(3, 4, 5, 6, 7, 9),
+        troubles={
+            CRASH: 3,
+            FREEZE: 2,
+            WIPE: 1,
+            OLD_COPY: 1,
+            CUT: 2,
+            SLOW: 1,
+            FULL: 1,
+            BLACKOUT: 1,
+            JOIN: 1,
+            REMOVE: 1,
+            RESIZE: 1,
+        },
+        events=9,
+        active_s=30.0,
+    ),
+}

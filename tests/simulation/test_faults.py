@@ -1,0 +1,43 @@
+"""A test of the test: nodes that are wrong on purpose must be noticed. The table is also in docs/testing.md.
+
+Each row begins at a seed that shows the fault today, so that the run is short. A change of the code changes what seeds mean: up to
+`LOOK_ON` seeds are tried.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from tests.simulation.catalogue import REGISTER_PLANS, run_registers
+from tests.simulation.faults import WHOLE_FAULTS
+from tests.simulation.run import simulate
+
+LOOK_ON = 30
+
+
+class Row(NamedTuple):
+    fault: str
+    scenario: str
+    first: int
+
+
+CAUGHT = [
+    Row("chunk acknowledged before fdatasync", "crashes", 1),
+    Row("head swung before the chunks are durable", "crashes", 1),
+    Row("garbage collected without grace", "volumes", 2),
+    Row("leader answers reads alone", "registers/three", 0),
+]
+
+
+@pytest.mark.parametrize("row", CAUGHT, ids=lambda row: row.fault)
+def test_a_deliberate_fault_is_noticed(row: Row) -> None:
+    for seed in range(row.first, row.first + LOOK_ON):
+        if row.scenario in REGISTER_PLANS:
+            result = run_registers(row.scenario, seed, row.fault)
+        else:
+            result = simulate(row.scenario, seed, fault=WHOLE_FAULTS[row.fault])
+        if not result.ok:
+            return
+    pytest.fail(f"{LOOK_ON} seeds of {row.scenario} have not shown: {row.fault}")

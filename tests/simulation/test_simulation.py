@@ -1,0 +1,83 @@
+"""Runs of the simulation in continuous integration: fixed seeds of every scenario, today's, and those that failed once.
+
+scripts/simulate --help           more of them, or one again
+HOLDFAST_DAY=2030-01-31 pytest tests/simulation -k today       the seeds of another day
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation import catalogue, report
+from tests.simulation.reduce import reduce
+from tests.simulation.regressions import REGRESSIONS
+from tests.simulation.result import Result
+from tests.simulation.run import fingerprint
+from tests.simulation.scenario import SCENARIOS
+from tests.simulation.today import FIRST_OF_TODAY
+
+WHOLE_SEEDS, REGISTER_SEEDS = range(1, 8), range(1, 9)
+WHOLE_TODAY, REGISTER_TODAY = 4, 3
+"""Of each scenario: 28 of them make more than 300 runs. A run of whole nodes takes about two seconds, one of registers alone one."""
+
+
+def runs(*, today: bool) -> list[tuple[str, int]]:
+    """Scenario by scenario within a seed, so that the processes of a test run share the slow ones."""
+    if today:
+        whole = range(FIRST_OF_TODAY, FIRST_OF_TODAY + WHOLE_TODAY)
+        registers = range(FIRST_OF_TODAY, FIRST_OF_TODAY + REGISTER_TODAY)
+    else:
+        whole, registers = WHOLE_SEEDS, REGISTER_SEEDS
+    return [(name, seed) for seed in whole for name in SCENARIOS] + [
+        (name, seed) for seed in registers for name in catalogue.REGISTER_PLANS
+    ]
+
+
+def test_there_are_enough() -> None:
+    assert len(runs(today=False)) + len(runs(today=True)) >= 300
+
+
+def must_be_well(result: Result) -> None:
+    if not result.ok:
+        cut, smaller = reduce(result, catalogue.run, tries=12)
+        pytest.fail(report.failure(smaller, cut), pytrace=False)
+    answered = sum(count for what, count in result.operations.items() if what.endswith(" ok"))
+    assert answered > 50, result.operations
+
+
+@pytest.mark.parametrize(("name", "seed"), runs(today=False))
+def test_fixed(name: str, seed: int) -> None:
+    must_be_well(catalogue.run(name, seed))
+
+
+@pytest.mark.parametrize(("name", "seed"), runs(today=True))
+def test_today(name: str, seed: int) -> None:
+    must_be_well(catalogue.run(name, seed))
+
+
+@pytest.mark.parametrize("regression", REGRESSIONS, ids=lambda regression: f"{regression.scenario}-{regression.seed}")
+def test_what_failed_once(regression: tuple[str, int, str]) -> None:
+    name, seed, _ = regression
+    must_be_well(catalogue.run(name, seed))
+
+
+def test_a_seed_is_a_reproduction_under_any_hash_seed() -> None:
+    code = (
+        "from tests.simulation.run import fingerprint, simulate\n"
+        "print(fingerprint(simulate('everything', 4)), fingerprint(simulate('everything', 5)))"
+    )
+    printed = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.getcwd()}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=300
+        )
+        printed.add(done.stdout)
+    assert len(printed) == 1
+    one, other = printed.pop().split()
+    assert one != other
+    assert one == fingerprint(catalogue.run("everything", 4))

@@ -1,0 +1,274 @@
+"""What happens to the cluster: drawn up front as a list of events, so that a run can be repeated without some of them.
+
+An event says what it wants; whether it may happen is decided when its time comes, since that depends on what else is the matter then:
+
+* never more than a minority of the nodes in trouble at once (a blackout takes all, and gives them back as they were);
+* a disk is lost for good only while everybody else is there and has relearned, and every chunk that an earlier loss took a copy of has
+  two again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+from cluster.errors import HoldfastError
+from cluster.governance.state import StagedChange
+from cluster.register.store import LEARNER
+from tests.simulation.campaign_cluster import CampaignCluster
+from tests.simulation.scenario import (
+    ABORT,
+    AWAY,
+    BLACKOUT,
+    CRASH,
+    CUT,
+    FREEZE,
+    FULL,
+    JOIN,
+    LOSSES,
+    OLD_COPY,
+    PLANNED,
+    REMOVE,
+    RESIZE,
+    SLOW,
+    WIPE,
+    Scenario,
+)
+from tests.simulation.trace import Trace
+from tests.support.simulated.whole_cluster import Machine
+
+SLOT_S = 2.0
+"""Users act in bursts, at the beginning of every slot; most trouble comes then too, since the interesting moments are those under load."""
+
+PATIENCE_S = 12.0
+"""How long an event waits until it may happen; then it is left out."""
+
+WHOLE_AGAIN_S = 300.0
+"""After the end of what was the matter the cluster must be whole within so long."""
+
+LEAST_MEMBERS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """``node`` and ``extra`` are any numbers: what they choose from depends on who is there."""
+
+    at: float
+    kind: str
+    node: int
+    lasts: float
+    extra: int
+
+
+def draw(seed: int, scenario: Scenario) -> tuple[Event, ...]:
+    """The events of a run, in order of time."""
+    rng = random.Random(f"trouble {seed}")
+    kinds, weights = list(scenario.troubles), list(scenario.troubles.values())
+    events: list[Event] = []
+    for _ in range(scenario.events):
+        slot = rng.randrange(max(1, int(scenario.active_s / SLOT_S)))
+        at = slot * SLOT_S + rng.choice([rng.random() * 0.06, rng.random() * SLOT_S])
+        kind = rng.choices(kinds, weights)[0]
+        lasts = {AWAY: 14.0}.get(kind, rng.choice([0.05, 0.5, 1.5, 4.0, 8.0]))
+        events.append(Event(at, kind, rng.randrange(1 << 16), lasts, rng.randrange(1 << 16)))
+    return tuple(sorted(events, key=lambda event: (event.at, event.node)))
+
+
+class Trouble:
+    """Makes the events happen. ``planned``: how many changes of the layout are under way now."""
+
+    def __init__(self, cluster: CampaignCluster, trace: Trace) -> None:
+        self._cluster = cluster
+        self._trace = trace
+        self._busy: set[str] = set()
+        self._changing = asyncio.Lock()
+        self._at_risk: frozenset[bytes] = frozenset()
+        self._loss_under_way = False
+        self.counts: Counter[str] = Counter()
+        self.planned = 0
+        self.over = False
+
+    async def run(self, events: Sequence[Event]) -> None:
+        """All of them, to the end of their consequences."""
+        start = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as group:
+            for event in events:
+                await asyncio.sleep(max(0.0, start + event.at - asyncio.get_running_loop().time()))
+                group.create_task(self._one(event))
+        self.over = True
+
+    async def _one(self, event: Event) -> None:
+        if event.kind in PLANNED:
+            async with self._changing:
+                self.planned += 1
+                try:
+                    await self._change_layout(event)
+                finally:
+                    self.planned -= 1
+            return
+        end = asyncio.get_running_loop().time() + (PATIENCE_S if event.kind in {*LOSSES, BLACKOUT} else 0.5)
+        while (machine := self._victim(event)) is None:
+            if asyncio.get_running_loop().time() >= end:
+                self.counts[f"{event.kind} left out"] += 1
+                return
+            await asyncio.sleep(0.25)
+        names = list(self._cluster.machines) if event.kind == BLACKOUT else [machine.name]
+        self._busy.update(names)
+        self._loss_under_way |= event.kind in LOSSES
+        self.counts[event.kind] += 1
+        self._trace.note(f"! {event.kind} of {', '.join(names)} for {event.lasts} s")
+        try:
+            await self._happen(event, machine)
+        finally:
+            self._busy.difference_update(names)
+            self._loss_under_way &= event.kind not in LOSSES
+        self._trace.note(f"! {event.kind} of {', '.join(names)} is over")
+
+    def _victim(self, event: Event) -> Machine | None:
+        """Who is hit, if it may be now."""
+        machines = list(self._cluster.machines.values())
+        if event.kind == BLACKOUT or event.kind in LOSSES:
+            if self._busy or self._loss_under_way:
+                return None
+        elif len(self._busy) + 1 > (LEAST_MEMBERS - 1) // 2 and not self._many_may(machines):
+            return None
+        free = [m for m in machines if m.name not in self._busy and m.core is not None and m.has_layout()]
+        if not free:
+            return None
+        machine = free[event.node % len(free)]
+        if event.kind in LOSSES and not self._may_lose(machine):
+            return None
+        return machine
+
+    def _many_may(self, machines: Sequence[Machine]) -> bool:
+        """Whether one more may be in trouble: with three replicas of each partition two could be a majority of one, which stops it and
+        loses nothing. Only large clusters get so far, and at most a minority of them."""
+        return (len(self._busy) + 1) * 2 < len(machines)
+
+    def _may_lose(self, machine: Machine) -> bool:
+        cluster = self._cluster
+        if not cluster.settled():
+            return False
+        members = [m for m in cluster.machines.values() if m.core is not None]
+        if any(r.standing == LEARNER for m in members for r in m.running.acceptor.standings().values()):
+            return False
+        for chunk in self._at_risk:
+            copies = sum(chunk in m.chunks and bool(m.chunks[chunk][1]) for m in cluster.machines.values())
+            if copies == 1:
+                return False
+        return True
+
+    async def _happen(self, event: Event, machine: Machine) -> None:
+        cluster = self._cluster
+        if event.kind in {CRASH, AWAY}:
+            await cluster.kill(machine)
+            await asyncio.sleep(event.lasts)
+            machine.start()
+        elif event.kind == BLACKOUT:
+            killed = [m for m in cluster.machines.values() if m.core is not None]
+            for other in killed:
+                await cluster.kill(other)
+            await asyncio.sleep(min(event.lasts, 1.5))
+            for other in killed:
+                other.start()
+            await asyncio.sleep(1.0)
+        elif event.kind == FREEZE:
+            cluster.network.freeze(machine.name)
+            await asyncio.sleep(event.lasts)
+            cluster.network.thaw(machine.name)
+        elif event.kind == CUT:
+            others = [name for name in cluster.machines if name != machine.name]
+            count = 1 + event.extra % len(others)
+            chosen = random.Random(event.extra).sample(others, count)
+            one_way, refuse = event.extra % 5 == 0, event.extra % 3 == 0
+            cluster.cuts.cut(machine.name, chosen, one_way=one_way, refuse=refuse)
+            await asyncio.sleep(event.lasts)
+            cluster.cuts.mend(machine.name, chosen, one_way=one_way)
+        elif event.kind == SLOW:
+            cluster.slow(machine, (0.02, 0.1, 0.5)[event.extra % 3])
+            await asyncio.sleep(event.lasts)
+            cluster.slow(machine, None)
+        elif event.kind == FULL:
+            cluster.fill(machine, event.extra % 8192)
+            await asyncio.sleep(event.lasts)
+            cluster.fill(machine, None)
+        else:
+            await self._lose(event, machine)
+
+    async def _lose(self, event: Event, machine: Machine) -> None:
+        cluster = self._cluster
+        if event.kind == OLD_COPY:
+            registers, chunks = machine.copy_disk(), deepcopy(machine.chunks)
+            await asyncio.sleep(event.lasts)
+            await cluster.kill(machine)
+            machine.start()
+            await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
+        await cluster.kill(machine)
+        self._at_risk = frozenset(chunk for chunk, (_, references) in machine.chunks.items() if references)
+        cluster.losses += 1
+        if event.kind == WIPE:
+            machine.wipe()
+            await asyncio.sleep(event.lasts)
+        else:
+            machine.memory.registers, machine.memory.chunks = registers, chunks
+        machine.start()
+        await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
+
+    async def _change_layout(self, event: Event) -> None:
+        cluster = self._cluster
+        if event.kind == JOIN:
+            if len(cluster.machines) >= 9:
+                return
+            name = f"n{len(cluster.machines) + 1}"
+            self.counts[JOIN] += 1
+            self._trace.note(f"! {name} joins")
+            cluster.add(name).start()
+            await asyncio.sleep(4.0)
+        elif not await self._operate(event):
+            self.counts[f"{event.kind} left out"] += 1
+            return
+        await cluster.until(cluster.settled, f"settled after {event.kind}", WHOLE_AGAIN_S)
+        self._trace.note(f"! {event.kind} is over")
+
+    async def _operate(self, event: Event) -> bool:
+        """What an operator asks for; whether it was done."""
+        up = [m for m in self._cluster.machines.values() if m.has_layout()]
+        if not up:
+            return False
+        operator = up[event.extra % len(up)]
+        current = operator.running.installed.require().current
+        names = [node.name for node in current.nodes]
+        name = names[event.node % len(names)]
+        if event.kind in {REMOVE, ABORT} and len(names) <= LEAST_MEMBERS:
+            return False
+        change = (
+            StagedChange(name, capacity=(1 + event.extra % 4) * current.nodes[0].capacity)
+            if event.kind == RESIZE
+            else StagedChange(name, remove=True)
+        )
+        task = self._cluster.request(operator, self._ask_for(event, change, operator))
+        await asyncio.wait([task])
+        if task.cancelled():
+            self._trace.note(f"! {operator.name} died over {event.kind} of {name}")
+            return True
+        error = task.exception()
+        if error is not None and not isinstance(error, HoldfastError):
+            raise error
+        if error is not None:
+            self._trace.note(f"! {event.kind} of {name} refused: {error}")
+        return error is None
+
+    async def _ask_for(self, event: Event, change: StagedChange, operator: Machine) -> None:
+        governor = operator.running.governor
+        await governor.stage([change])
+        _, plan = await governor.plan()
+        await governor.apply(plan.version)
+        self.counts[event.kind] += 1
+        self._trace.note(f"! {event.kind} of {change.name}, asked of {operator.name}")
+        if event.kind == ABORT:
+            await asyncio.sleep(event.lasts / 4)
+            await governor.abort()
