@@ -166,7 +166,7 @@ class ChunkWriter:
     def _call_turn(self) -> None:
         if not self._called:
             self._called = True
-            self._lane.submit(self._turn)
+            self._lane.post(self._turn)
 
     # -- on the writer's lane
 

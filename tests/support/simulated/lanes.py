@@ -76,6 +76,14 @@ class SimulatedLane:
         self._idle: list[asyncio.Future[None]] = []
         self._closed = False
 
+    def post(self, function: Callable[[], None]) -> None:
+        def failed(job: Future[None]) -> None:
+            if (error := job.exception()) is not None:
+                loop.call_exception_handler({"message": "a posted job raised", "exception": error})
+
+        loop = asyncio.get_running_loop()
+        self.submit(function).add_done_callback(failed)
+
     def submit(self, function: Callable[..., R], *arguments: Any) -> Future[R]:
         if self._closed:
             raise RuntimeError("the lane is closed")
