@@ -17,8 +17,6 @@ import pytest
 from cluster.errors import HoldfastError, NotFound
 from cluster.governance.state import StagedChange
 from tests.support.simulated.loop import run_virtual
-from tests.support.simulated.production_stores import ProductionStores
-from tests.support.simulated.stores import MemoryStores, StoresFactory
 from tests.support.simulated.whole_cluster import Machine, WholeCluster, get, put
 
 SEEDS = [int(os.environ["HOLDFAST_SEED"])] if "HOLDFAST_SEED" in os.environ else [1]
@@ -48,7 +46,6 @@ class Volume:
 @dataclass
 class Chaos:
     seed: int
-    stores: StoresFactory = MemoryStores
     cluster: WholeCluster = field(init=False)
     volumes: list[Volume] = field(init=False)
     writes: int = 0
@@ -58,7 +55,7 @@ class Chaos:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(f"chaos {self.seed}")
-        self.cluster = WholeCluster(self.seed, 5, stores=self.stores)
+        self.cluster = WholeCluster(self.seed, 5)
         self.volumes = [Volume(f"v{index}") for index in range(6)]
 
     def gateway(self) -> Machine | None:
@@ -174,9 +171,9 @@ class Chaos:
             await self.cluster.close()
 
 
-def play(seed: int, stores: StoresFactory) -> None:
+def play(seed: int) -> None:
     async def main() -> Chaos:
-        chaos = Chaos(seed, stores)
+        chaos = Chaos(seed)
         await chaos.main()
         return chaos
 
@@ -187,9 +184,4 @@ def play(seed: int, stores: StoresFactory) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_one_thing_broken_at_a_time(seed: int) -> None:
-    play(seed, MemoryStores)
-
-
-@pytest.mark.parametrize("seed", SEEDS[:2])
-def test_one_thing_broken_at_a_time_on_the_daemons_own_stores(seed: int) -> None:
-    play(seed, ProductionStores)
+    play(seed)
