@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tests.cluster.gateway import Gateway
@@ -33,46 +34,45 @@ LOOK_S = 0.25
 async def wait_redundant(cluster: ClusterProcess, deadline_s: float) -> None:
     """Wait until every node says that no copy is missing, no register is behind and nobody is being refilled."""
 
-    async def by(name: str) -> None:
-        last: dict[str, Any] = {}
+    async def is_redundant(document: dict[str, Any], gateway: Gateway) -> bool:
+        document["refilling"] = sum(node["refilling_partitions"] or 0 for node in document["nodes"])
+        return all(node["answered"] for node in document["nodes"]) and not any(document[amount] for amount in REDUNDANT)
 
-        async def redundant() -> bool:
-            nonlocal last
-            async with Gateway(cluster[name].url) as gateway:
-                answer = await gateway.ask("GET", "/v1/repair")
-            if answer.status != 200:
-                return False
-            last = answer.json()
-            last["refilling"] = sum(node["refilling_partitions"] or 0 for node in last["nodes"])
-            return all(node["answered"] for node in last["nodes"]) and not any(last[amount] for amount in REDUNDANT)
-
-        try:
-            await eventually(redundant, f"all copies are there, says {name}", deadline_s, LOOK_S)
-        except BaseException:
-            print(name, last)
-            raise
-
-    await asyncio.gather(*(by(name) for name in cluster.names))
+    await _all_say(cluster, "all copies are there", is_redundant, deadline_s)
 
 
 async def wait_whole(cluster: ClusterProcess, deadline_s: float = 90.0) -> dict[str, Any]:
     """Wait until every node says that the cluster is healthy and nothing is missing, diverged or kept elsewhere; the last answer."""
 
+    async def is_whole(document: dict[str, Any], gateway: Gateway) -> bool:
+        health = (await gateway.document("/v1/cluster"))["health"]
+        return health == "healthy" and not any(document[amount] for amount in AMOUNTS)
+
+    return await _all_say(cluster, "the cluster is whole", is_whole, deadline_s)
+
+
+async def _all_say(
+    cluster: ClusterProcess,
+    what: str,
+    is_so: Callable[[dict[str, Any], Gateway], Awaitable[bool]],
+    deadline_s: float,
+) -> dict[str, Any]:
+    """Wait until ``is_so`` of what each node says of repair; what the first of them said last."""
+
     async def by(name: str) -> dict[str, Any]:
         last: dict[str, Any] = {}
 
-        async def whole() -> bool:
+        async def said() -> bool:
             nonlocal last
             async with Gateway(cluster[name].url) as gateway:
                 answer = await gateway.ask("GET", "/v1/repair")
                 if answer.status != 200:
                     return False
                 last = answer.json()
-                health = (await gateway.document("/v1/cluster"))["health"]
-            return health == "healthy" and not any(last[amount] for amount in AMOUNTS)
+                return await is_so(last, gateway)
 
         try:
-            await eventually(whole, f"the cluster is whole, says {name}", deadline_s, LOOK_S)
+            await eventually(said, f"{what}, says {name}", deadline_s, LOOK_S)
         except BaseException:
             print(name, last)
             raise

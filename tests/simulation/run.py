@@ -10,9 +10,11 @@ import asyncio
 import hashlib
 import random
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 
+from cluster.register.key import RegisterKey
 from tests.simulation import invariants
 from tests.simulation.campaign_cluster import CampaignCluster
 from tests.simulation.faults import HONEST, Fault
@@ -26,6 +28,7 @@ from tests.simulation.volume_users import NAMES, VolumeUsers
 from tests.support.simulated.loop import Stuck, VirtualTimeLoop
 from tests.support.simulated.streams import Streams
 from tests.support.simulated.weather import CALM
+from tests.support.simulated.whole_cluster import Machine
 
 ACTIVE_LIMIT_S = 1500.0
 """Every wait of users and of trouble has an end of its own, well before this one."""
@@ -197,11 +200,11 @@ class _Run:
         machines = list(self._cluster.machines.values())
         for place, machine in enumerate(machines):
             for key in self._registers.keys:
-                await self._must(f"read at {machine.name}", lambda m=machine, k=key: self._read(m, k))
+                await self._must(f"read at {machine.name}", partial(self._read, machine, key))
             for name in NAMES:
-                await self._must(f"get at {machine.name}", lambda m=machine, n=name: self._get(m, n))
+                await self._must(f"get at {machine.name}", partial(self._get, machine, name))
             key = self._registers.keys[place % len(self._registers.keys)]
-            await self._must(f"write at {machine.name}", lambda m=machine, k=key: self._registers.write(m, k))
+            await self._must(f"write at {machine.name}", partial(self._registers.write, machine, key))
         machine = rng.choice(machines)
         await self._must("put", lambda: self._volumes.write(machine, NAMES[0], rng))
         await self._must("list", lambda: self._volumes.list_all(machine))
@@ -211,18 +214,18 @@ class _Run:
         self._trace.note("everything is clean")
         for place, name in enumerate(NAMES):
             machine = machines[place % len(machines)]
-            await self._must(f"get at {machine.name}", lambda m=machine, n=name: self._get(m, n))
+            await self._must(f"get at {machine.name}", partial(self._get, machine, name))
         for key in self._registers.keys:
-            await self._must("read", lambda k=key: self._read(machines[0], k))
+            await self._must("read", partial(self._read, machines[0], key))
 
-    async def _read(self, machine: object, key: object) -> bool:
-        return (await self._registers.read(machine, key))[0]  # type: ignore[arg-type]
+    async def _read(self, machine: Machine, key: RegisterKey) -> bool:
+        return (await self._registers.read(machine, key))[0]
 
-    async def _get(self, machine: object, name: str) -> bool:
-        return await self._volumes.read(machine, name) is not None  # type: ignore[arg-type]
+    async def _get(self, machine: Machine, name: str) -> bool:
+        return await self._volumes.read(machine, name) is not None
 
-    async def _must(self, what: str, work: object) -> None:
-        if not await invariants.tried(work, CALM_TRIES_S):  # type: ignore[arg-type]
+    async def _must(self, what: str, work: Callable[[], object]) -> None:
+        if not await invariants.tried(work, CALM_TRIES_S):
             raise BrokenError("with everybody there everything works", f"{what} did not within {CALM_TRIES_S:.0f} s")
 
 
