@@ -1,4 +1,5 @@
-"""Acknowledged means: on a quorum of the replicas' disks, or of those that stand in for them. Checked when an answer comes.
+"""Acknowledged means: on a quorum of the replicas' disks, or of those that stand in for them. Checked when an answer comes:
+what a power cut at that moment would leave there, of machines that are down too.
 
 A chunk store is watched from outside: what a request has put is remembered in the request's context, and looked for on the disks when the
 request is answered. Map pages are left out: those of an attempt that somebody overtook are given back before.
@@ -39,7 +40,7 @@ def watch(core: PeerCore) -> None:
 def check(cluster: WholeCluster, stored: list[tuple[bytes, bytes]], replicas: int, what: str) -> None:
     machines = cluster.machines.values()
     for chunk, referrer in stored:
-        holders = [m.name for m in machines if chunk in m.chunks and referrer in m.chunks[chunk][1]]
+        holders = [m.name for m in machines if referrer in m.stores.references_on_disk(chunk)]
         if len(holders) < majority(replicas):
             raise BrokenError(
                 "acknowledged means on a quorum of disks",

@@ -10,7 +10,6 @@ from cluster.register.store import FRESH, LEARNER
 from cluster.volumes.head import VOLUME_SHARDS
 from tests.simulation.campaign_cluster import CampaignCluster
 from tests.simulation.result import BrokenError
-from tests.support.simulated.memory_store import tombstones_of
 from tests.support.simulated.whole_cluster import Machine, get, put
 
 MONUMENT = "monument"
@@ -53,7 +52,7 @@ class CopiesWatch:
     def _least(self) -> int:
         machines = self._cluster.machines.values()
         return min(
-            sum(chunk in m.chunks and referrer in m.chunks[chunk][1] for m in machines)
+            sum(referrer in m.stores.references_on_disk(chunk) for m in machines)
             for chunk, referrer in self._references
         )
 
@@ -85,10 +84,10 @@ async def clean(cluster: CampaignCluster) -> None:
     left = end - asyncio.get_running_loop().time()
     await _until(
         cluster,
-        lambda: not any(tombstones_of(m.registers) for m in cluster.machines.values()) and cluster.converged(),
+        lambda: not any(_tombstones(m) for m in cluster.machines.values()) and cluster.converged(),
         "tombstones go",
         max(left, 60.0),
-        lambda: str({m.name: tombstones_of(m.registers) for m in cluster.machines.values()}),
+        lambda: str({m.name: _tombstones(m) for m in cluster.machines.values()}),
     )
     await _until(cluster, lambda: not _in_hand(cluster), "nothing is left in hand", 30.0, lambda: _in_hand(cluster))
 
@@ -130,15 +129,15 @@ def _roots_equal(cluster: CampaignCluster) -> bool:
     for partition in range(layout.partitions):
         roots = set()
         for name in layout.replicas(partition):
-            tree = holders[name].registers.trees.get(partition)
+            tree = holders[name].running._doors.registers.trees().get(partition)
             roots.add((0, 0) if tree is None else (tree.sum(0, 0), tree.count(0, 0)))
         if len(roots) > 1:
             return False
-    for copies in {copies for machine in holders.values() for copies in machine.chunk_store.trees()}:
+    for copies in {copies for machine in holders.values() for copies in machine.running._doors.chunks.trees()}:
         for partition in range(layout.partitions):
             sums = set()
             for name in layout.placement(partition, copies):
-                tree = holders[name].chunk_store.trees().get(copies)
+                tree = holders[name].running._doors.chunks.trees().get(copies)
                 bits = layout.partition_bits
                 sums.add((0, 0) if tree is None else (tree.sum(bits, partition), tree.count(bits, partition)))
             if len(sums) > 1:
@@ -146,12 +145,18 @@ def _roots_equal(cluster: CampaignCluster) -> bool:
     return True
 
 
+def _tombstones(machine: Machine) -> int:
+    held = machine.stores.held_registers().values()
+    return sum(record.value is None for registers in held for record in registers.values())
+
+
 def _what_differs(cluster: CampaignCluster, needed: set[tuple[bytes, bytes]]) -> str:
     held = cluster.held()
+    kept = {name: machine.stores.held_chunks() for name, machine in cluster.machines.items()}
     lines: list[str] = []
     for kind, pairs in (("missing everywhere", needed - held), ("held and not needed", held - needed)):
         for chunk, referrer in sorted(pairs)[:4]:
-            who = [m.name for m in cluster.machines.values() if chunk in m.chunks and referrer in m.chunks[chunk][1]]
+            who = [name for name, chunks in kept.items() if chunk in chunks and referrer in chunks[chunk][1]]
             lines.append(f"{kind}: chunk {chunk.hex()[:8]} referrer {referrer.hex()} at {who}")
     if not cluster.settled():
         lines.append("not settled")

@@ -20,7 +20,7 @@ from tests.simulation.campaign_cluster import CampaignCluster
 from tests.simulation.faults import HONEST, Fault
 from tests.simulation.register_users import RegisterUsers
 from tests.simulation.result import BrokenError, Result
-from tests.simulation.scenario import SCENARIOS, Scenario
+from tests.simulation.scenario import SCENARIOS, STORES, Scenario
 from tests.simulation.trace import Trace
 from tests.simulation.trouble import SLOT_S, Event, Trouble, draw
 from tests.simulation.users import Users
@@ -123,6 +123,7 @@ class _Run:
             down_out_s=scenario.down_out_s,
             interval_s=scenario.interval_s,
             wild_clocks=scenario.wild_clocks,
+            stores=STORES[scenario.stores],
             fault=fault,
         )
         self._users = Users(seed, self._cluster, trace)

@@ -8,10 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tests.support.simulated.production_stores import ProductionStores
+from tests.support.simulated.stores import MemoryStores, StoresFactory
 from tests.support.simulated.weather import CALM, STORM, WINDY, Weather
 
 CRASH, FREEZE, WIPE, OLD_COPY, CUT, SLOW, FULL = "crash", "freeze", "wipe", "old copy", "cut", "slow", "full"
 BLACKOUT, JOIN, REMOVE, RESIZE, ABORT, AWAY = "blackout", "join", "remove", "resize", "abort", "away"
+POWER = "power"
+
+MEMORY, PRODUCTION = "memory", "production"
+STORES: Mapping[str, StoresFactory] = {MEMORY: MemoryStores, PRODUCTION: ProductionStores}
+"""`PRODUCTION`: the daemon's own, on a simulated disk."""
 
 PLANNED = frozenset({JOIN, REMOVE, RESIZE, ABORT})
 """Changes of the layout: what somebody wanted."""
@@ -44,6 +51,8 @@ class Scenario:
     """Whether the nodes' clocks drift, and their wall clocks are hours off and jump."""
     slow_readers: float = 0.2
     """Of the readers of volumes, how many take seconds."""
+    stores: str = MEMORY
+    """What nodes keep registers and chunks on: one of `STORES`."""
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -86,5 +95,12 @@ SCENARIOS: dict[str, Scenario] = {
         },
         events=9,
         active_s=30.0,
+    ),
+    "disks": Scenario(
+        nodes=(3, 5),
+        operations=120,
+        troubles={CRASH: 2, POWER: 2, BLACKOUT: 1, SLOW: 1, WIPE: 1, OLD_COPY: 1},
+        events=6,
+        stores=PRODUCTION,
     ),
 }

@@ -13,7 +13,6 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 
 from cluster.errors import HoldfastError
@@ -32,6 +31,7 @@ from tests.simulation.scenario import (
     LOSSES,
     OLD_COPY,
     PLANNED,
+    POWER,
     REMOVE,
     RESIZE,
     SLOW,
@@ -157,7 +157,7 @@ class Trouble:
         if any(r.standing == LEARNER for m in members for r in m.running.acceptor.standings().values()):
             return False
         for chunk in self._at_risk:
-            copies = sum(chunk in m.chunks and bool(m.chunks[chunk][1]) for m in cluster.machines.values())
+            copies = sum(bool(m.stores.references_on_disk(chunk)) for m in cluster.machines.values())
             if copies == 1:
                 return False
         return True
@@ -176,6 +176,12 @@ class Trouble:
             for other in killed:
                 other.start()
             await asyncio.sleep(1.0)
+        elif event.kind == POWER:
+            for _ in range(1 + event.extra % 3):
+                await cluster.kill(machine, power=True)
+                await asyncio.sleep(min(event.lasts, 1.5))
+                machine.start()
+                await asyncio.sleep(event.extra % 89 / 1000)  # it may fail again while the node starts
         elif event.kind == FREEZE:
             cluster.network.freeze(machine.name)
             await asyncio.sleep(event.lasts)
@@ -193,28 +199,28 @@ class Trouble:
             await asyncio.sleep(event.lasts)
             cluster.slow(machine, None)
         elif event.kind == FULL:
-            cluster.fill(machine, event.extra % 8192)
+            machine.stores.fill(event.extra % 8192)
             await asyncio.sleep(event.lasts)
-            cluster.fill(machine, None)
+            machine.stores.fill(None)
         else:
             await self._lose(event, machine)
 
     async def _lose(self, event: Event, machine: Machine) -> None:
         cluster = self._cluster
         if event.kind == OLD_COPY:
-            registers, chunks = machine.copy_disk(), deepcopy(machine.chunks)
+            saved = machine.copy_disk()
             await asyncio.sleep(event.lasts)
             await cluster.kill(machine)
             machine.start()
             await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
         await cluster.kill(machine)
-        self._at_risk = frozenset(chunk for chunk, (_, references) in machine.chunks.items() if references)
+        self._at_risk = frozenset(machine.stores.chunks_on_disk())
         cluster.losses += 1
         if event.kind == WIPE:
             machine.wipe()
             await asyncio.sleep(event.lasts)
         else:
-            machine.memory.registers, machine.memory.chunks = registers, chunks
+            machine.put_back(saved)
         machine.start()
         await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
 

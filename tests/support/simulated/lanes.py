@@ -70,6 +70,7 @@ class SimulatedLane:
     def __init__(self, lanes: SimulatedLanes, name: str, width: int) -> None:
         self._lanes = lanes
         self._mean_s = JOB_S.get(name, READ_S)
+        self._of_registers = name.startswith("registers")
         self._width = width
         self._waiting: deque[_Job[Any]] = deque()
         self._begun: list[_Job[Any]] = []
@@ -140,7 +141,9 @@ class SimulatedLane:
         while self._waiting and len(self._begun) < self._width:
             job = self._waiting.popleft()
             self._begun.append(job)
-            job.timer = loop.call_later(self._lanes.pause(self._mean_s), self._end, job)
+            job.timer = loop.call_later(
+                self._lanes.pause(self._mean_s, of_registers=self._of_registers), self._end, job
+            )
 
     def _end(self, job: _Job[Any]) -> None:
         self._begun.remove(job)
@@ -157,11 +160,12 @@ class SimulatedLane:
 
 
 class SimulatedLanes:
-    """The lanes of one process. ``slowness`` may be changed at any time: 1 is a good disk, 1000 one that is dying."""
+    """The lanes of one process. ``slowness`` may be changed at any time: 1 is a good disk, 1000 one that is dying. ``register_slowness``:
+    of the lanes of registers, which may have a disk of their own."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self.slowness = 1.0
+        self.slowness = self.register_slowness = 1.0
         self.crashed = False
         self._all: list[SimulatedLane] = []
 
@@ -170,8 +174,9 @@ class SimulatedLanes:
         self._all.append(lane)
         return lane
 
-    def pause(self, mean_s: float) -> float:
-        return mean_s * self.slowness * (0.2 + self._rng.expovariate(1))
+    def pause(self, mean_s: float, *, of_registers: bool) -> float:
+        slowness = self.register_slowness if of_registers else self.slowness
+        return mean_s * slowness * (0.2 + self._rng.expovariate(1))
 
     def crash(self, disk: SimulatedDisk) -> None:
         """The process dies now: what had begun is done, is not, or is cut off in the middle of its calls to the disk."""

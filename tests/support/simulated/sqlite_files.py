@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import sqlite3
 import tempfile
 from contextlib import suppress
@@ -30,6 +31,19 @@ Files = dict[str, bytes]
 def memory_directory() -> str | None:
     """Where files cost least."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+PREFIX: Final = "simulated-"
+
+
+def new_directory() -> tempfile.TemporaryDirectory[str]:
+    """For a machine's files. Those that runs left which were killed go first: their names begin with the process that made them."""
+    parent = memory_directory() or tempfile.gettempdir()
+    for path in Path(parent).glob(f"{PREFIX}*-*"):
+        maker = path.name.removeprefix(PREFIX).partition("-")[0]
+        if maker.isdecimal() and not os.path.exists(f"/proc/{maker}"):
+            shutil.rmtree(path, ignore_errors=True)
+    return tempfile.TemporaryDirectory(dir=parent, prefix=f"{PREFIX}{os.getpid()}-")
 
 
 def read_files(path: str, suffixes: tuple[str, ...]) -> Files:
