@@ -1,12 +1,17 @@
 """The job that rewrites log files which are mostly dead: chooses one, has it emptied (`file_evacuation`), and lets it go.
 
-One bounded piece of a file per `run_once`, then `pause_s` for whoever runs it, so that copying keeps to its budget. A file that turns out
-to consist of records that must be written again is left alone until that changes. Why a file may go is said in `file_ledger`.
+One bounded piece of a file per `run_once`, then `pause_s` for whoever runs it, so that copying keeps to its budget. Why a file may go is
+said in `file_ledger`.
+
+Every file that is emptied makes the log smaller. So a file is first read through, to know what its cancelling records cost
+(`FileEvacuation.measure`), and left alone if that leaves no gain. What was measured counts until the file's account has changed, and then
+until there is time to measure again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from cluster.doors.clock import Clock
 from cluster.errors import HoldfastError
@@ -37,33 +42,54 @@ COMPACTION_INTERVAL_S = 10.0
 SHORT_INTERVAL_S = 1.0
 """The same, when space is short."""
 
-UNWORTHY_LIMIT = 4096
-"""Files remembered as not worth rewriting."""
+MEASURING_SHARE = 0.2
+"""The part of the time in which files are measured while there is something to measure, and again the part of the time in which any that
+were measured before are: it costs no writes, but a reader."""
 
 
-def live_size(account: FileAccount) -> int:
-    """Bytes that would have to be written to empty a file, its cancelling records not counted."""
-    return min(account.size, account.live_bytes + account.live * RECORD_OVERHEAD)
+def live_size(account: FileAccount, cancelling: int = 0) -> int:
+    """Bytes that would have to be written to empty a file. `cancelling`: for what it cancels, if that is known."""
+    return min(account.size, account.live_bytes + account.live * RECORD_OVERHEAD + cancelling)
 
 
-def gain(account: FileAccount) -> int:
-    return account.size - live_size(account)
+def gain(account: FileAccount, cancelling: int = 0) -> int:
+    return account.size - live_size(account, cancelling)
 
 
-def choose(accounts: Sequence[FileAccount], *, short: bool, room: int, worth_bytes: int = WORTH_BYTES) -> list[int]:
+def choose(
+    accounts: Sequence[FileAccount],
+    *,
+    short: bool,
+    room: int,
+    worth_bytes: int = WORTH_BYTES,
+    cancelling: Mapping[int, int] | None = None,
+) -> list[int]:
     """Files worth emptying, the best first: the smallest part live, then the oldest. `accounts` ascending, the last is the active
-    file; `room`: bytes that may be written. Files that may go as they are need no compaction."""
+    file; `room`: bytes that may be written; `cancelling`: by file, as for `live_size`. Files that may go as they are need no compaction."""
     found: list[tuple[float, int]] = []
     for account in accounts[:-1]:
-        live = live_size(account)
+        known = cancelling.get(account.number, 0) if cancelling else 0
+        live = live_size(account, known)
         part = live / max(account.size, 1)
         if (not account.live and not account.covers) or live + WORTH_WHEN_SHORT_BYTES > room:
             continue
-        if gain(account) >= (min(worth_bytes, WORTH_WHEN_SHORT_BYTES) if short else worth_bytes) and (
+        if gain(account, known) >= (min(worth_bytes, WORTH_WHEN_SHORT_BYTES) if short else worth_bytes) and (
             short or part < COMPACT_BELOW
         ):
             found.append((part, account.number))
     return [number for _, number in sorted(found)]
+
+
+class _Measured(NamedTuple):
+    """What emptying a file costs beside what is live in it, in bytes, by its account at that time (`_state`)."""
+
+    cost: int
+    state: tuple[int, frozenset[int]]
+    at: float
+
+
+def _state(account: FileAccount) -> tuple[int, frozenset[int]]:
+    return account.live, frozenset(account.covers)
 
 
 class ChunkCompaction:
@@ -85,8 +111,12 @@ class ChunkCompaction:
         self._rate = rate
         self._worth_bytes = worth_bytes
         self._at_hand: FileEvacuation | None = None
-        self._unworthy: dict[int, tuple[int, frozenset[int]]] = {}
-        """Live records and covered files of those that were not worth it."""
+        self._measuring = False
+        self._measuring_s = 0.0
+        """The time that measuring the file at hand has taken."""
+        self._measured: dict[int, _Measured] = {}
+        self._again_at = 0.0
+        """From when on a file may be measured once more."""
         self.queue_length = 0
         self.last_error: str | None = None
         self.waiting_for: str | None = None
@@ -115,7 +145,7 @@ class ChunkCompaction:
             return False
         self.last_error = None
         if self._rate:
-            self.pause_s = max(0.0, written / self._rate - (self._clock.monotonic() - began))
+            self.pause_s = max(self.pause_s, written / self._rate - (self._clock.monotonic() - began))
         return more
 
     async def _work(self) -> tuple[bool, int]:
@@ -127,6 +157,9 @@ class ChunkCompaction:
             self._at_hand = at_hand = None
         if at_hand is None:
             return await self._choose(), 0
+        if self._measuring:
+            await self._measure(at_hand)
+            return True, 0
         if not at_hand.emptied:
             if self._another_fits(at_hand):
                 self._at_hand = None
@@ -161,13 +194,40 @@ class ChunkCompaction:
             return False
         self.waiting_for = None
         self._at_hand = self._store.evacuation(worth[0])
+        self._measuring = True
+        self._measuring_s = 0.0
         return True
 
+    async def _measure(self, at_hand: FileEvacuation) -> None:
+        """One piece; after the last one, whether to go on with the file."""
+        began = self._clock.monotonic()
+        more = await at_hand.measure()
+        took = self._clock.monotonic() - began
+        self.pause_s = took * (1 / MEASURING_SHARE - 1)
+        self._measuring_s += took + self.pause_s
+        if more or at_hand.void:
+            return
+        self._measuring = False
+        if at_hand.number in self._measured:
+            self._again_at = began + max(self.interval_s, self._measuring_s / MEASURING_SHARE)
+        self._note(at_hand, at_hand.cancelling_bytes)
+        if at_hand.number not in self._worth(self._store.log_files(), short=self._store.short_of_space):
+            self._at_hand = None
+
+    def _note(self, at_hand: FileEvacuation, cost: int) -> None:
+        self._measured[at_hand.number] = _Measured(cost, _state(self._account(at_hand.number)), self._clock.monotonic())
+
     def _worth(self, accounts: Sequence[FileAccount], *, short: bool) -> list[int]:
-        """Files worth emptying, the best first."""
-        worth = choose(accounts, short=short, room=self._store.room_to_move(), worth_bytes=self._worth_bytes)
-        known = {account.number: (account.live, frozenset(account.covers)) for account in accounts}
-        return [number for number in worth if self._unworthy.get(number) != known[number]]
+        """Files worth emptying, or measuring, the best first."""
+        there = {account.number: account for account in accounts}
+        self._measured = {number: measured for number, measured in self._measured.items() if number in there}
+        costs = {number: measured.cost for number, measured in self._measured.items()}
+        if self._clock.monotonic() >= self._again_at:
+            changed = [number for number, one in self._measured.items() if one.state != _state(there[number])]
+            if changed:
+                del costs[min(changed, key=lambda number: self._measured[number].at)]
+        room = self._store.room_to_move()
+        return choose(accounts, short=short, room=room, worth_bytes=self._worth_bytes, cancelling=costs)
 
     def _another_fits(self, at_hand: FileEvacuation) -> bool:
         """Whether there is no room any more for what is left of the file at hand, but for another one: half a file moved gives nothing
@@ -175,7 +235,7 @@ class ChunkCompaction:
         room = self._store.room_to_move()
         if at_hand.size + WORTH_WHEN_SHORT_BYTES <= room:
             return False
-        if live_size(self._account(at_hand.number)) + WORTH_WHEN_SHORT_BYTES <= room:
+        if live_size(self._account(at_hand.number), at_hand.cancelling_bytes) + WORTH_WHEN_SHORT_BYTES <= room:
             return False
         return bool(self._worth(self._store.log_files(), short=self._store.short_of_space))
 
@@ -195,10 +255,6 @@ class ChunkCompaction:
     def _leave(self) -> None:
         """Not this file, until its account is another."""
         at_hand, self._at_hand = self._at_hand, None
-        if at_hand is None:
-            return
-        for account in self._store.log_files():
-            if account.number == at_hand.number:
-                self._unworthy[account.number] = (account.live, frozenset(account.covers))
-        while len(self._unworthy) > UNWORTHY_LIMIT:
-            del self._unworthy[next(iter(self._unworthy))]
+        self._measuring = False
+        if at_hand is not None and not at_hand.gone:
+            self._note(at_hand, at_hand.size)

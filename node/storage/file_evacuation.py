@@ -1,6 +1,8 @@
 """One sealed log file being emptied, so that it may go: what is live in it moves to the newest file, what it cancels is cancelled anew.
 
 The file is read from beginning to end on the readers' lane, a bounded piece at a time: headers, and the live payloads, each checked.
+Before anything is written, `measure` reads through the headers once and finds what cancelling anew would take. The accounts do not tell: a
+file without anything live may consist of cancelling records that are all needed, and emptying that would only write a second one like it.
 What must be written follows from the records and the states of their chunks (`plan`); the writer decides each piece again
 (`chunk_relocation`).
 A copy that proves damaged is condemned, as by a read. If headers are damaged, what the index knows in the file is looked for at the end.
@@ -20,8 +22,16 @@ from node.storage.chunk_catalog import ChunkCatalog, States
 from node.storage.chunk_log import LogFiles
 from node.storage.chunk_operation import Condemn, Operation
 from node.storage.chunk_reading import ChunkReading, Damaged
-from node.storage.chunk_record import FILE_HEADER_BYTES, WITH_PAYLOAD, Kind, Record, record_size
-from node.storage.chunk_relocation import Relocate, Restate
+from node.storage.chunk_record import (
+    FILE_HEADER_BYTES,
+    HEADER_BYTES,
+    WITH_PAYLOAD,
+    Kind,
+    Record,
+    put_size,
+    record_size,
+)
+from node.storage.chunk_relocation import RESTATED_LIMIT, Relocate, Restate
 from node.storage.chunk_state import ChunkState
 from node.storage.chunk_writer import Retire
 from node.storage.log_scan import Gap, LogScan
@@ -65,6 +75,15 @@ class Restatement:
 
 
 @dataclass(slots=True)
+class Run:
+    """Records in a row, each with its offset. `end`: where the next run begins; `damaged`: whether bytes among them are no record."""
+
+    end: int
+    records: list[tuple[int, Record]] = field(default_factory=list)
+    damaged: bool = False
+
+
+@dataclass(slots=True)
 class Piece:
     """What has to be done about a run of records: chunks to relocate, and small records to write again. `end`: where the next begins."""
 
@@ -81,7 +100,7 @@ class Piece:
 def plan(file: int, end: int, records: Iterable[tuple[int, Record]], states: States, covers: Collection[int]) -> Piece:
     """What has to be written before these records of `file` may be gone. Pure."""
     piece = Piece(end)
-    said: dict[bytes, Restatement] = {}
+    small: list[Record] = []
     for offset, record in records:
         if record.kind == Kind.FILLER:
             continue
@@ -89,13 +108,9 @@ def plan(file: int, end: int, records: Iterable[tuple[int, Record]], states: Sta
         state = states[chunk]
         if record.kind in WITH_PAYLOAD and state is not None and (state.file, state.offset) == (file, offset):
             piece.moves[chunk] = state
-            continue
-        one = said.setdefault(chunk, Restatement())
-        if record.kind == Kind.UNREFERENCE:
-            one.dropped.add(record.referrer)
-        elif record.kind == Kind.DELETE:
-            one.deleted = True
-    for chunk, one in said.items():
+        else:
+            small.append(record)
+    for chunk, one in said_of(small).items():
         state = states[chunk]
         cancels = bool(covers) and (one.deleted or (bool(one.dropped) and state is not None))
         if state is None:
@@ -110,8 +125,37 @@ def plan(file: int, end: int, records: Iterable[tuple[int, Record]], states: Sta
     return piece
 
 
+def said_of(records: Iterable[Record]) -> dict[bytes, Restatement]:
+    """What these records say of each chunk that they name."""
+    said: dict[bytes, Restatement] = {}
+    for record in records:
+        one = said.setdefault(record.chunk, Restatement())
+        if record.kind == Kind.UNREFERENCE:
+            one.dropped.add(record.referrer)
+        elif record.kind == Kind.DELETE:
+            one.deleted = True
+    return said
+
+
+def cancelling_size(file: int, records: Iterable[Record], states: States) -> int:
+    """Bytes that cancelling anew what these records of `file` cancel would take, beside what is live in it. Pure."""
+    size = 0
+    for chunk, one in said_of(records).items():
+        state = states[chunk]
+        if state is None:
+            size += HEADER_BYTES if one.deleted else 0
+        elif state.file == file:
+            pass  # it moves, and takes everything along
+        elif one.deleted or len(one.dropped) > RESTATED_LIMIT:
+            size += put_size(state.length, len(state.references))
+        else:
+            size += HEADER_BYTES * len(one.dropped)
+    return size
+
+
 class FileEvacuation:
-    """`step` until `emptied`, then `release` until it says that the file has gone. `void`: begin anew, with a new one."""
+    """`measure` while it says that there is more, if what comes of it matters; `step` until `emptied`, then `release` until it says that
+    the file has gone. `void`: begin anew, with a new one."""
 
     def __init__(self, number: int, doors: EvacuationDoors) -> None:
         self._epoch = doors.catalog.epoch  # first: what is read under a later one makes this void
@@ -120,6 +164,9 @@ class FileEvacuation:
         self.size = 0 if account is None else account.size
         self.offset = FILE_HEADER_BYTES
         """How far the file has been read."""
+        self.cancelling_bytes = 0
+        """What has to be written so that what the file cancels stays cancelled, as far as `measure` has got; in the end it may turn out
+        less or more, since chunks go on changing."""
         self.moved_bytes = 0
         """Written for chunks that moved."""
         self.restated_bytes = 0
@@ -128,6 +175,8 @@ class FileEvacuation:
         self._doors = doors
         self._salt = None if account is None else account.salt or None
         self._covers = frozenset(() if account is None else account.covers)
+        self._measured = FILE_HEADER_BYTES
+        """How far `measure` has got."""
         self._damaged = False
         self._searched: bytes | None = None
         """Behind damage: the last chunk that was looked at."""
@@ -140,6 +189,13 @@ class FileEvacuation:
     def void(self) -> bool:
         """The file is gone, or the index was rebuilt: what was noted of covered files is lost."""
         return self.gone or self._doors.catalog.epoch != self._epoch
+
+    async def measure(self) -> bool:
+        """Read one bounded piece of the file, and write nothing; whether there is more to read."""
+        if self._covers and self._measured < self.size:
+            self._measured, found = await self._doors.ask(self._measure_piece)
+            self.cancelling_bytes += found
+        return bool(self._covers) and self._measured < self.size
 
     async def step(self) -> int:
         """One bounded piece; returns the bytes written for it. Raises NoSpace, StoreFailed, Conflict: the same piece can be tried again."""
@@ -205,32 +261,47 @@ class FileEvacuation:
 
     def _read(self) -> Piece:
         """The next run of records, with the states of their chunks."""
+        run = self._records(self.offset, payload_limit=PIECE_BYTES)
+        piece = plan(self.number, run.end, run.records, self._states(record for _, record in run.records), self._covers)
+        piece.damaged = run.damaged
+        return piece
+
+    def _measure_piece(self) -> tuple[int, int]:
+        """(where the next run begins, bytes that cancelling anew what is cancelled in this one takes)."""
+        run = self._records(self._measured)
+        records = [record for _, record in run.records if record.kind != Kind.FILLER]
+        return run.end, cancelling_size(self.number, records, self._states(records))
+
+    def _states(self, records: Iterable[Record]) -> States:
+        catalog = self._doors.catalog
+        return catalog.bases({record.chunk for record in records}, catalog.index.reader())
+
+    def _records(self, start: int, payload_limit: int | None = None) -> Run:
+        """A bounded run of records from an offset on. `payload_limit`: bytes of live payload at which it ends, too."""
         doors = self._doors
-        records: list[tuple[int, Record]] = []
-        end = self.offset
-        damaged = False
+        run = Run(start)
         payload = 0
         descriptor = doors.files.pin(self.number)
         try:
-            scan = LogScan(doors.files.disk, descriptor, self.size, self._salt, start=end, verify_from=self.size)
+            scan = LogScan(doors.files.disk, descriptor, self.size, self._salt, start=start, verify_from=self.size)
             for entry in scan.entries():
                 if isinstance(entry, Gap):
-                    damaged = True
-                    end = entry.offset + entry.length
+                    run.damaged = True
+                    run.end = entry.offset + entry.length
                     continue
-                records.append(entry)
-                end = entry[0] + record_size(entry[1])
-                if entry[1].kind in WITH_PAYLOAD and self._is_live(entry[0], entry[1]):
-                    payload += entry[1].length
-                if payload >= PIECE_BYTES or len(records) >= PIECE_RECORDS:
+                offset, record = entry
+                run.records.append(entry)
+                run.end = offset + record_size(record)
+                if len(run.records) >= PIECE_RECORDS:
                     break
+                if payload_limit is not None and record.kind in WITH_PAYLOAD and self._is_live(offset, record):
+                    payload += record.length
+                    if payload >= payload_limit:
+                        break
             self._salt = scan.salt
         finally:
             doors.files.unpin(self.number)
-        states = doors.catalog.bases({record.chunk for _, record in records}, doors.catalog.index.reader())
-        piece = plan(self.number, end, records, states, self._covers)
-        piece.damaged = damaged
-        return piece
+        return run
 
     def _is_live(self, offset: int, record: Record) -> bool:
         doors = self._doors

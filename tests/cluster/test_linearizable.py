@@ -4,6 +4,8 @@ Nodes are killed (SIGKILL), stopped (SIGSTOP), and, where network namespaces can
 checker is that of the simulations (`tests.support.history`). Choices follow the seed; what comes of them follows the machine.
 
     HOLDFAST_TEST_SECONDS=180 HOLDFAST_SEED=7 pytest -s tests/cluster/test_linearizable.py
+
+With HOLDFAST_TEST_WRONG=1 the daemons are wrong on purpose (`wrong_daemon.py`), and the test is that this is noticed.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -31,6 +35,8 @@ from tests.support.history.operation import CAS, NEVER, READ, Operation
 
 SECONDS = float(os.environ.get("HOLDFAST_TEST_SECONDS", "25"))
 SEED = int(os.environ.get("HOLDFAST_SEED", "1"))
+WRONG = os.environ.get("HOLDFAST_TEST_WRONG") == "1"
+WRONG_DAEMON = Path(__file__).with_name("wrong_daemon.py")
 CLIENTS = 10
 NAMES = [f"v{index}" for index in range(6)]
 READY_DEADLINE_S = 120.0
@@ -157,6 +163,8 @@ async def test_every_history_is_linearizable(make_cluster: MakeCluster) -> None:
         if networks is not None:
             networks.place(cluster)
         for daemon in cluster.daemons.values():
+            if WRONG:
+                daemon.command = [word for part in daemon.command for word in wrong(part)]
             daemon.start()
         await all_answer(cluster, "is ready", READY_DEADLINE_S)
         recorder, trouble = Recorder(NAMES), Trouble(cluster, networks, random.Random(f"{SEED} trouble"))
@@ -185,6 +193,10 @@ async def test_every_history_is_linearizable(make_cluster: MakeCluster) -> None:
             f"seed {SEED}, {took:.0f} s: {operations} operations on {len(NAMES)} volumes (listings as reads of each), "
             f"{dict(recorder.counts)}; trouble {dict(trouble.counts)}; judged in {time.monotonic() - judged:.1f} s"
         )
+        if WRONG:
+            assert problems, "daemons that are wrong were taken for right ones"
+            print("\n".join(problems))
+            return
         assert not problems, "\n".join(problems)
         assert not silent, silent
         # far below what a machine with nothing else to do gets through; a run with less shows too little
@@ -192,6 +204,11 @@ async def test_every_history_is_linearizable(make_cluster: MakeCluster) -> None:
         assert recorder.counts[CAS] > SECONDS / 4, recorder.counts
         assert sum(trouble.counts.values()) >= SECONDS / 10, trouble.counts
         check_that_it_can_fail(recorder)
+
+
+def wrong(word: str) -> list[str]:
+    """A word of a daemon's command line, of the wrong one's."""
+    return [sys.executable, str(WRONG_DAEMON)] if Path(word).name == "holdfastd" else [word]
 
 
 def check_that_it_can_fail(recorder: Recorder) -> None:

@@ -17,12 +17,17 @@ import pytest
 from cluster.errors import HoldfastError, NotFound
 from cluster.governance.state import StagedChange
 from tests.support.simulated.loop import run_virtual
+from tests.support.simulated.production_stores import ProductionStores
+from tests.support.simulated.stores import MemoryStores, StoresFactory
 from tests.support.simulated.whole_cluster import Machine, WholeCluster, get, put
 
 SEEDS = [int(os.environ["HOLDFAST_SEED"])] if "HOLDFAST_SEED" in os.environ else [1]
 """HOLDFAST_SEED=N replays one. More kinds of trouble, and many seeds: tests/simulation."""
 
 ROUNDS = 6
+ROUNDS_ON_DISKS = 2
+"""The daemon's own stores take seven times as long."""
+
 OPERATION_S = 30.0
 """No operation takes longer, whatever happens."""
 
@@ -46,6 +51,8 @@ class Volume:
 @dataclass
 class Chaos:
     seed: int
+    stores: StoresFactory = MemoryStores
+    rounds: int = ROUNDS
     cluster: WholeCluster = field(init=False)
     volumes: list[Volume] = field(init=False)
     writes: int = 0
@@ -55,7 +62,7 @@ class Chaos:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(f"chaos {self.seed}")
-        self.cluster = WholeCluster(self.seed, 5)
+        self.cluster = WholeCluster(self.seed, 5, stores=self.stores)
         self.volumes = [Volume(f"v{index}") for index in range(6)]
 
     def gateway(self) -> Machine | None:
@@ -158,7 +165,7 @@ class Chaos:
                     group.create_task(self.writer(volume))
                 for _ in range(3):
                     group.create_task(self.reader())
-                for number in range(ROUNDS):
+                for number in range(self.rounds):
                     await asyncio.sleep(1)
                     await self.break_something(number)
                 self.stopping = True
@@ -171,9 +178,9 @@ class Chaos:
             await self.cluster.close()
 
 
-def play(seed: int) -> None:
+def play(seed: int, stores: StoresFactory, rounds: int) -> None:
     async def main() -> Chaos:
-        chaos = Chaos(seed)
+        chaos = Chaos(seed, stores, rounds)
         await chaos.main()
         return chaos
 
@@ -184,4 +191,9 @@ def play(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_one_thing_broken_at_a_time(seed: int) -> None:
-    play(seed)
+    play(seed, MemoryStores, ROUNDS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_thing_broken_at_a_time_on_the_daemons_own_stores(seed: int) -> None:
+    play(seed, ProductionStores, ROUNDS_ON_DISKS)

@@ -9,7 +9,7 @@ import pytest
 from cluster.chunks.store import Reference
 from cluster.errors import NotFound
 from node.storage import file_evacuation
-from node.storage.chunk_compaction import COMPACT_BELOW, ChunkCompaction, choose, live_size
+from node.storage.chunk_compaction import COMPACT_BELOW, COMPACTION_INTERVAL_S, ChunkCompaction, choose, live_size
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_record import FILE_HEADER_BYTES, MOVE_REFERENCES_LIMIT, Kind, pack_header
 from node.storage.chunk_recovery import ChunkRecovery
@@ -17,6 +17,7 @@ from node.storage.chunk_relocation import RESTATED_LIMIT
 from node.storage.chunk_store import LogChunkStore
 from node.storage.chunk_writer import Rebuild
 from node.storage.disk import RealDisk
+from node.storage.file_evacuation import FileEvacuation
 from node.storage.file_ledger import FileAccount
 from node.storage.log_scan import Gap, LogScan
 from tests.support.simulated.disk import SimulatedDisk
@@ -282,6 +283,82 @@ async def test_a_file_in_which_something_stays_live_is_left(harness: Harness) ->
         await compact(job)
         await store.unlink_dead_files()
         assert stuck not in [account.number for account in store.log_files()]
+
+
+async def drop_some(store: LogChunkStore) -> tuple[list[bytes], list[bytes], int]:
+    """Chunks with references in files that stay more than half live, and a sealed file (its number is returned) of nothing but
+    cancelling records against them. All of those are needed, although its account tells of nothing live."""
+    chunks = [await put(store, payload_of(number, 500)) for number in range(40)]
+    await store.seal()
+    referrers = [number.to_bytes(16) for number in range(50)]
+    for chunk in chunks:
+        for referrer in referrers:
+            await store.add_reference(chunk, Reference(referrer, 3))
+    await store.seal()
+    number = store.log_files()[-1].number
+    for chunk in chunks:
+        for referrer in referrers[:20]:
+            await store.drop_reference(chunk, referrer)
+    await store.seal()
+    assert next(account.number for account in store.log_files() if not account.live) == number
+    return chunks, referrers[20:], number
+
+
+async def test_cancelling_records_that_are_needed_are_not_written_again_for_nothing(harness: Harness) -> None:
+    """They would make another file that looks just as dead, and that one the next: the log would grow for ever."""
+    async with harness.store() as store:
+        chunks, left, number = await drop_some(store)
+        used = store.statistics().log_bytes
+        before = await everything(store)
+        job = job_of(store, harness)
+        for _ in range(200):
+            if not await job.run_once():
+                break
+        else:
+            pytest.fail("there is no end to it")
+        assert store.statistics().log_bytes <= used
+        assert number in [account.number for account in store.log_files()]
+        assert await everything(store) == before
+        for chunk in chunks:
+            for referrer in left:
+                await store.drop_reference(chunk, referrer)
+        harness.clock.now += 60
+        await compact(job)
+        await store.unlink_dead_files()
+        assert number not in [account.number for account in store.log_files()]
+        before = await everything(store)
+    harness.index.unlink()
+    async with harness.store() as store:
+        assert await everything(store) == before
+
+
+async def test_a_file_is_measured_again_only_when_its_account_has_changed_and_there_is_time(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    measure = FileEvacuation.measure
+
+    async def counted(self: FileEvacuation) -> bool:
+        more = await measure(self)
+        if not more:
+            measured.append(self.number)
+        return more
+
+    monkeypatch.setattr(FileEvacuation, "measure", counted)
+    async with harness.store() as store:
+        _, _, number = await drop_some(store)
+        account = store._catalog.ledger.accounts[number]
+        job = job_of(store, harness)
+        for _ in range(3):
+            await compact(job)
+            harness.clock.now += 60
+        assert measured.count(number) == 1
+        for times, covers in ((2, {1}), (2, {2}), (3, {1, 2})):
+            account.covers = covers
+            await compact(job)
+            await compact(job)
+            assert measured.count(number) == times
+            harness.clock.now += 0.6 * COMPACTION_INTERVAL_S
 
 
 async def test_a_file_that_is_opened_while_it_goes_gives_its_space_back(
