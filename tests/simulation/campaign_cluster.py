@@ -16,6 +16,7 @@ from tests.simulation import acknowledged
 from tests.simulation.cuts import Cuts
 from tests.simulation.faults import HONEST, Fault
 from tests.support.simulated.loop import process_context
+from tests.support.simulated.production_stores import ProductionStores
 from tests.support.simulated.stores import MemoryStores, StoresFactory
 from tests.support.simulated.streams import Streams
 from tests.support.simulated.whole_cluster import Machine, WholeCluster
@@ -58,6 +59,8 @@ class CampaignCluster(WholeCluster):
         self._register_sync_s, self._chunk_sync_s = rng.choice(SYNC_S), rng.choice(SYNC_S)
         self.losses = 0
         """Disks lost for good so far."""
+        self.stopping: set[str] = set()
+        """Who takes no requests any more."""
         self._requests: dict[str, dict[asyncio.Task[Any], None]] = {}
         self._sync_s: dict[str, float] = {}
 
@@ -88,6 +91,13 @@ class CampaignCluster(WholeCluster):
         if tasks:
             await asyncio.wait(tasks)
 
+    async def stop(self, machine: Machine) -> None:
+        """In good order: the requests that it has are cut off, and no more are taken."""
+        self.stopping.add(machine.name)
+        self._cancel_requests(machine)
+        await machine.stop()
+        self.stopping.discard(machine.name)
+
     def process_ended(self, machine: Machine) -> None:
         self._cancel_requests(machine)
 
@@ -116,3 +126,9 @@ class CampaignCluster(WholeCluster):
     def _set_pace(self, machine: Machine) -> None:
         slow = self._sync_s.get(machine.name)
         machine.stores.set_pace(slow or self._register_sync_s, slow or self._chunk_sync_s)
+
+
+def production(machine: Machine) -> ProductionStores:
+    """The stores of a machine that has the daemon's own."""
+    assert isinstance(machine.stores, ProductionStores)
+    return machine.stores

@@ -81,6 +81,7 @@ async def clean(cluster: CampaignCluster) -> None:
         CLEAN_WITHIN_S,
         lambda: _what_differs(cluster, needed),
     )
+    await _until(cluster, lambda: not _rotten(cluster), "every copy is whole", CLEAN_WITHIN_S, lambda: _rotten(cluster))
     left = end - asyncio.get_running_loop().time()
     await _until(
         cluster,
@@ -88,6 +89,13 @@ async def clean(cluster: CampaignCluster) -> None:
         "tombstones go",
         max(left, 60.0),
         lambda: str({m.name: _tombstones(m) for m in cluster.machines.values()}),
+    )
+    await _until(
+        cluster,
+        lambda: not _misnamed(cluster),
+        "everybody knows the others' releases",
+        30.0,
+        lambda: _misnamed(cluster),
     )
     await _until(cluster, lambda: not _in_hand(cluster), "nothing is left in hand", 30.0, lambda: _in_hand(cluster))
 
@@ -169,6 +177,30 @@ def _what_differs(cluster: CampaignCluster, needed: set[tuple[bytes, bytes]]) ->
             ]
             lines += [f"{machine.name} {text}" for text in busy]
     return "; ".join(lines)
+
+
+def _rotten(cluster: CampaignCluster) -> str:
+    """What is held, and is not whole on its disk."""
+    told: list[str] = []
+    for name, machine in cluster.machines.items():
+        held = {chunk for chunk, (_, references) in machine.stores.held_chunks().items() if references}
+        told += [
+            f"chunk {chunk.hex()[:8]} at {name}" for chunk in sorted(held.difference(machine.stores.chunks_on_disk()))
+        ]
+    return "; ".join(told)
+
+
+def _misnamed(cluster: CampaignCluster) -> str:
+    """Whose release somebody has wrong."""
+    told: list[str] = []
+    for name, machine in cluster.machines.items():
+        members = machine.running.membership.members()
+        told += [
+            f"{name} takes {other} to run {members[other].release!r}"
+            for other, peer in cluster.machines.items()
+            if other in members and members[other].release != peer.release.name
+        ]
+    return "; ".join(told)
 
 
 def _in_hand(cluster: CampaignCluster) -> str:

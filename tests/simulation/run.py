@@ -26,6 +26,7 @@ from tests.simulation.trouble import SLOT_S, Event, Trouble, draw
 from tests.simulation.users import Users
 from tests.simulation.volume_users import NAMES, VolumeUsers
 from tests.support.simulated.loop import Stuck, VirtualTimeLoop
+from tests.support.simulated.release import LATER
 from tests.support.simulated.streams import Streams
 from tests.support.simulated.weather import CALM
 from tests.support.simulated.whole_cluster import Machine
@@ -126,6 +127,10 @@ class _Run:
             stores=STORES[scenario.stores],
             fault=fault,
         )
+        chance = random.Random(f"releases {seed}")
+        for machine in self._cluster.machines.values():
+            if chance.random() < scenario.later_share:
+                machine.release = LATER
         self._users = Users(seed, self._cluster, trace)
         self._registers = RegisterUsers(self._users, scenario.deletes)
         self._volumes = VolumeUsers(self._users, scenario.deletes, scenario.slow_readers)

@@ -7,24 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+from node.storage.scrub import ScrubSettings
 from tests.support.simulated.production_stores import ProductionStores
 from tests.support.simulated.stores import MemoryStores, StoresFactory
 from tests.support.simulated.weather import CALM, STORM, WINDY, Weather
 
 CRASH, FREEZE, WIPE, OLD_COPY, CUT, SLOW, FULL = "crash", "freeze", "wipe", "old copy", "cut", "slow", "full"
 BLACKOUT, JOIN, REMOVE, RESIZE, ABORT, AWAY = "blackout", "join", "remove", "resize", "abort", "away"
-POWER = "power"
+POWER, ROT, EIO, ENOSPC, UPGRADE = "power", "rot", "eio", "enospc", "upgrade"
+
+SCRUB = ScrubSettings(period_s=30.0)
+"""So soon is all that has rotted found."""
 
 MEMORY, PRODUCTION = "memory", "production"
-STORES: Mapping[str, StoresFactory] = {MEMORY: MemoryStores, PRODUCTION: ProductionStores}
+STORES: Mapping[str, StoresFactory] = {MEMORY: MemoryStores, PRODUCTION: partial(ProductionStores, scrub=SCRUB)}
 """`PRODUCTION`: the daemon's own, on a simulated disk."""
 
 PLANNED = frozenset({JOIN, REMOVE, RESIZE, ABORT})
 """Changes of the layout: what somebody wanted."""
 
-LOSSES = frozenset({WIPE, OLD_COPY})
-"""What takes a copy of everything on a disk for good."""
+LOSSES = frozenset({WIPE, OLD_COPY, ROT, EIO})
+"""What takes copies on a disk for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class Scenario:
     """Whether the nodes' clocks drift, and their wall clocks are hours off and jump."""
     slow_readers: float = 0.2
     """Of the readers of volumes, how many take seconds."""
+    later_share: float = 0.0
+    """Of the nodes, how many run a later release at first."""
     stores: str = MEMORY
     """What nodes keep registers and chunks on: one of `STORES`."""
 
@@ -102,5 +109,22 @@ SCENARIOS: dict[str, Scenario] = {
         troubles={CRASH: 2, POWER: 2, BLACKOUT: 1, SLOW: 1, WIPE: 1, OLD_COPY: 1},
         events=6,
         stores=PRODUCTION,
+    ),
+    "rot": Scenario(nodes=(3, 5), operations=120, troubles={ROT: 3, CRASH: 1}, events=7, stores=PRODUCTION),
+    "failing-disks": Scenario(
+        nodes=(3, 5),
+        operations=120,
+        troubles={EIO: 3, ENOSPC: 2, FULL: 1, CRASH: 1},
+        events=7,
+        active_s=25.0,
+        stores=PRODUCTION,
+    ),
+    "releases": Scenario(
+        nodes=(3, 5),
+        operations=150,
+        troubles={UPGRADE: 4, CRASH: 1, FREEZE: 1, CUT: 1},
+        events=8,
+        active_s=25.0,
+        later_share=0.4,
     ),
 }

@@ -3,13 +3,14 @@
 An event says what it wants; whether it may happen is decided when its time comes, since that depends on what else is the matter then:
 
 * never more than a minority of the nodes in trouble at once (a blackout takes all, and gives them back as they were);
-* a disk is lost for good only while everybody else is there and has relearned, and every chunk that an earlier loss took a copy of has
-  two again.
+* a disk is lost for good, or rots, only while everybody else is there and has relearned, and every chunk that an earlier loss took a copy
+  of has two again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -18,13 +19,15 @@ from dataclasses import dataclass
 from cluster.errors import HoldfastError
 from cluster.governance.state import StagedChange
 from cluster.register.store import LEARNER
-from tests.simulation.campaign_cluster import CampaignCluster
+from tests.simulation.campaign_cluster import CampaignCluster, production
 from tests.simulation.scenario import (
     ABORT,
     AWAY,
     BLACKOUT,
     CRASH,
     CUT,
+    EIO,
+    ENOSPC,
     FREEZE,
     FULL,
     JOIN,
@@ -34,11 +37,15 @@ from tests.simulation.scenario import (
     POWER,
     REMOVE,
     RESIZE,
+    ROT,
     SLOW,
+    UPGRADE,
     WIPE,
     Scenario,
 )
 from tests.simulation.trace import Trace
+from tests.support.simulated.disk import Failure
+from tests.support.simulated.release import LATER, PRESENT
 from tests.support.simulated.whole_cluster import Machine
 
 SLOT_S = 2.0
@@ -51,6 +58,13 @@ WHOLE_AGAIN_S = 300.0
 """After the end of what was the matter the cluster must be whole within so long."""
 
 LEAST_MEMBERS = 3
+
+COMMIT = "commit"
+"""Of registers; the other calls are those of `Disk`."""
+
+CALLS = ("pwritev", "fdatasync", COMMIT, "pread", "create", "truncate", "unlink", "open", "fsync_directory", "rename")
+FAILURES = {EIO: (errno.EIO, CALLS), ENOSPC: (errno.ENOSPC, ("pwritev", COMMIT, "create", "pwritev", COMMIT, "rename"))}
+"""Error number, and the calls that may fail with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +124,7 @@ class Trouble:
                 finally:
                     self.planned -= 1
             return
-        end = asyncio.get_running_loop().time() + (PATIENCE_S if event.kind in {*LOSSES, BLACKOUT} else 0.5)
+        end = asyncio.get_running_loop().time() + (PATIENCE_S if event.kind in {*LOSSES, BLACKOUT, UPGRADE} else 0.5)
         while (machine := self._victim(event)) is None:
             if asyncio.get_running_loop().time() >= end:
                 self.counts[f"{event.kind} left out"] += 1
@@ -137,6 +151,8 @@ class Trouble:
         elif len(self._busy) + 1 > (LEAST_MEMBERS - 1) // 2 and not self._many_may(machines):
             return None
         free = [m for m in machines if m.name not in self._busy and m.core is not None and m.has_layout()]
+        if event.kind == UPGRADE:  # first those that have not got it yet
+            free = [m for m in free if m.release is not LATER] or free
         if not free:
             return None
         machine = free[event.node % len(free)]
@@ -202,8 +218,63 @@ class Trouble:
             machine.stores.fill(event.extra % 8192)
             await asyncio.sleep(event.lasts)
             machine.stores.fill(None)
+        elif event.kind in FAILURES:
+            await self._fail(event, machine)
+        elif event.kind == UPGRADE:
+            await (cluster.kill(machine) if event.extra % 3 == 0 else cluster.stop(machine))
+            back = machine.release is LATER and event.extra % 2 == 0
+            machine.release = PRESENT if back else LATER
+            self._trace.note(f"! {machine.name} gets {'the present' if back else 'a later'} release")
+            await asyncio.sleep(min(event.lasts, 1.5))
+            machine.start()
+            await cluster.until(machine.has_layout, f"{machine.name} is back", WHOLE_AGAIN_S)
+        elif event.kind == ROT:
+            await self._rot(event, machine)
         else:
             await self._lose(event, machine)
+
+    async def _rot(self, event: Event, machine: Machine) -> None:
+        """Bits flip: in the chunk log while it is used, in registers while they are not, since all of them are looked at when they are
+        opened."""
+        cluster, stores = self._cluster, production(machine)
+        chance = random.Random(f"rot {event.extra}")
+        cluster.losses += 1
+        if event.extra % 4 == 0:
+            await cluster.kill(machine)
+            for _ in range(chance.choice([1, 10, 100])):
+                stores.register_files.rot(chance)
+            machine.start()
+            await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
+            return
+        self._at_risk = frozenset(stores.chunks_on_disk())
+        for _ in range(1 + event.extra % 5):
+            self._trace.note(f"! {machine.name} has a flipped bit in {stores.disk.rot(chance)}")
+        await asyncio.sleep(event.lasts)
+        if event.extra % 3 == 0:
+            await cluster.kill(machine)
+            machine.start()
+
+    async def _fail(self, event: Event, machine: Machine) -> None:
+        """The disk fails at some call that comes, once, a few times or for a while. Who has ended, or says that nothing can be written any
+        more, is started again when the disk works again."""
+        cluster, stores = self._cluster, production(machine)
+        number, calls = FAILURES[event.kind]
+        call = calls[event.extra % len(calls)]
+        after, times = event.extra // 7 % 12, (1, 3, None)[event.extra % 3]
+        if event.kind in LOSSES:  # what can't be read counts as damaged
+            cluster.losses += 1
+            self._at_risk = frozenset(stores.chunks_on_disk())
+        if call == COMMIT:
+            stores.register_files.faults.fail(number, after=after, times=times, kept=event.extra % 2 == 0)
+        else:
+            stores.disk.failures.append(Failure(call, number, after, times))
+        self._trace.note(f"! {machine.name} fails at {call}, after {after}, {times or 'all'} times")
+        await asyncio.sleep(event.lasts)
+        stores.heal()
+        if machine.core is None or machine.running._doors.chunks.statistics().failure is not None:
+            self._trace.note(f"! {machine.name} is started again")
+            await cluster.kill(machine, power=False)
+            machine.start()
 
     async def _lose(self, event: Event, machine: Machine) -> None:
         cluster = self._cluster

@@ -11,7 +11,16 @@ from cluster.volumes.volume import UNCONDITIONAL, Condition
 from tests.simulation import acknowledged
 from tests.simulation.campaign_cluster import RETIRED_GRACE_S
 from tests.simulation.result import BrokenError
-from tests.simulation.users import ANSWERED, NOT_DONE, REFUSED, UNKNOWN, Answer, Users
+from tests.simulation.users import (
+    ANSWERED,
+    CALM_ENDS_WITHIN_S,
+    ENDS_WITHIN_S,
+    NOT_DONE,
+    REFUSED,
+    UNKNOWN,
+    Answer,
+    Users,
+)
 from tests.simulation.volume_history import (
     ANYTHING,
     CONFLICT,
@@ -39,6 +48,9 @@ POPULARITY = (6, 2, 1, 1)
 
 SLOW_READER_S = 0.35
 """The most between two pieces: also the largest content is read within the time for which replaced versions are kept."""
+
+CLIENTS_SHARE = 0.75
+"""Of the time within which an operation ends, what clients take at most to send what they have."""
 
 KINDS = ("read", "replace", "conditional", "range", "resize", "create", "list")
 WEIGHTS = (40, 22, 12, 14, 4, 4, 4)
@@ -143,7 +155,7 @@ class VolumeUsers:
             expected, condition = self._contents[etag], Condition(if_match=frozenset({etag}))
         call, losses, stored = users.now(), users.cluster.losses, self._begin_storing()
         length = len(content) if rng.random() < 0.7 else None
-        work = machine.running.volumes.replace(name, body(content, rng), length, condition, chunk_size=CHUNK_SIZE)
+        work = machine.running.volumes.replace(name, self._body(content, rng), length, condition, chunk_size=CHUNK_SIZE)
         what = f"replace {tag.decode()} of {len(content)}{'' if etag is None else f' if {etag!r}'} {name}"
         answer = await users.ask(machine, what, work, give_up_s)
         if answer.ended == ANSWERED:
@@ -162,7 +174,7 @@ class VolumeUsers:
         content = content[: rng.randrange(len(tag), len(content) + 1)]
         offset = rng.choice([0, CHUNK_SIZE, rng.randrange(12_000)])
         call, losses, stored = users.now(), users.cluster.losses, self._begin_storing()
-        work = machine.running.volumes.write_range(name, offset, body(content, rng), len(content))
+        work = machine.running.volumes.write_range(name, offset, self._body(content, rng), len(content))
         what = f"range {tag.decode()} {offset}+{len(content)} {name}"
         answer = await users.ask(machine, what, work, give_up_s)
         if answer.ended == ANSWERED:
@@ -211,6 +223,9 @@ class VolumeUsers:
                 raise BrokenError("nothing acknowledged is lost", f"{operation.kind} of {name}: {error}", name)
         fields = {slot: getattr(operation, slot) for slot in VolumeOperation.__slots__}
         self._note(name, VolumeOperation(**{**fields, "ended": ended, "ret": ret}))
+
+    def _body(self, content: bytes, rng: random.Random) -> AsyncIterator[bytes]:
+        return body(content, rng, (CALM_ENDS_WITHIN_S if self._users.calm else ENDS_WITHIN_S) * CLIENTS_SHARE)
 
     # What must hold
 
@@ -261,10 +276,10 @@ class VolumeUsers:
         return isinstance(answer.result, NotFound) and "volume" in answer.result.details
 
 
-async def body(data: bytes, rng: random.Random) -> AsyncIterator[bytes]:
-    """As a client sends it: in pieces, some slowly."""
+async def body(data: bytes, rng: random.Random, within_s: float) -> AsyncIterator[bytes]:
+    """As a client sends it: in pieces, some slowly, all of it ``within_s``."""
     piece = rng.choice([1000, 4096, 10_000, 65_536])
-    pause_s = rng.choice([0.0, 0.0, 0.0, 0.02, 0.3])
+    pause_s = min(rng.choice([0.0, 0.0, 0.0, 0.02, 0.3]), within_s * piece / len(data))
     for start in range(0, len(data), piece):
         if start and pause_s:
             await asyncio.sleep(pause_s)

@@ -228,7 +228,7 @@ class SimulatedDisk:
             return bytes(self._contents[self._descriptors[descriptor]].visible[offset : offset + length])
 
     def preadv_nowait(self, descriptor: int, buffer: bytearray, offset: int) -> int:
-        if not self.cached:
+        if not self.cached or descriptor < self._first:
             return 0
         with self._lock:
             data = self._contents[self._descriptors[descriptor]].visible[offset : offset + len(buffer)]
@@ -350,11 +350,11 @@ class SimulatedDisk:
 
     def rot(self, chance: random.Random) -> str | None:
         """A flipped bit anywhere in what is stored; the file it is in."""
-        paths = [path for path in self.paths() if self._contents[self._names[path]].visible]
-        if not paths:
+        sizes = {path: len(self._contents[self._names[path]].visible) for path in self.paths()}
+        if not sum(sizes.values()):
             return None
-        path = chance.choice(paths)
-        self.flip(path, chance.randrange(len(self._contents[self._names[path]].visible)), 1 << chance.randrange(8))
+        path = chance.choices(list(sizes), list(sizes.values()))[0]
+        self.flip(path, chance.randrange(sizes[path]), 1 << chance.randrange(8))
         return path
 
     def _with(self, files: dict[str, bytes]) -> SimulatedDisk:

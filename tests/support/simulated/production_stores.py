@@ -82,6 +82,7 @@ class ProductionStores:
         rng: random.Random,
         *,
         settings: ChunkStoreSettings = SETTINGS,
+        scrub: ScrubSettings = SCRUB,
         capacity: int = 1 << 30,
         make_disk: Callable[..., SimulatedDisk] = SimulatedDisk,
         open_registers: Callable[..., SqliteRegisterStore] = SqliteRegisterStore.open,
@@ -90,6 +91,7 @@ class ProductionStores:
         self._rng = rng
         self._chance = random.Random(f"{seed} {name} disk")
         self._settings = settings
+        self._scrub = scrub
         self._capacity = self._whole_capacity = capacity
         self._make_disk = make_disk
         self._open_registers = open_registers
@@ -152,7 +154,7 @@ class ProductionStores:
         chunks.ensure_room_to_start()
         await chunks.open()
         lane = lanes.open("scrub")
-        scrubber = Scrubber(chunks, ScrubFile(self.disk, LOG_DIRECTORY), clock, SCRUB, lane)
+        scrubber = Scrubber(chunks, ScrubFile(self.disk, LOG_DIRECTORY), clock, self._scrub, lane)
         jobs: list[Job] = [ChunkExpiry(chunks), ChunkCompaction(chunks, clock, worth_bytes=WORTH_BYTES), scrubber]
         async with asyncio.TaskGroup() as group:
             background = group.create_task(run_jobs(jobs, clock))
