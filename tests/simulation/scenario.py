@@ -6,11 +6,11 @@ A scenario and a seed are a run (`tests.simulation.run`); everything that a run 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from node.storage.scrub import ScrubSettings
-from tests.support.simulated.production_stores import ProductionStores
+from tests.support.simulated.production_stores import SETTINGS, ProductionStores
 from tests.support.simulated.stores import MemoryStores, StoresFactory
 from tests.support.simulated.weather import CALM, STORM, WINDY, Weather
 
@@ -18,11 +18,17 @@ CRASH, FREEZE, WIPE, OLD_COPY, CUT, SLOW, FULL = "crash", "freeze", "wipe", "old
 BLACKOUT, JOIN, REMOVE, RESIZE, ABORT, AWAY = "blackout", "join", "remove", "resize", "abort", "away"
 POWER, ROT, EIO, ENOSPC, UPGRADE = "power", "rot", "eio", "enospc", "upgrade"
 
+CHUNKS = replace(SETTINGS, grace_s=5.0, file_bytes=16 * 1024, flush_states=8)
+"""So little that files die, and are emptied, while the users are there."""
+
 SCRUB = ScrubSettings(period_s=30.0)
 """So soon is all that has rotted found."""
 
 MEMORY, PRODUCTION = "memory", "production"
-STORES: Mapping[str, StoresFactory] = {MEMORY: MemoryStores, PRODUCTION: partial(ProductionStores, scrub=SCRUB)}
+STORES: dict[str, StoresFactory] = {
+    MEMORY: MemoryStores,
+    PRODUCTION: partial(ProductionStores, settings=CHUNKS, scrub=SCRUB),
+}
 """`PRODUCTION`: the daemon's own, on a simulated disk."""
 
 PLANNED = frozenset({JOIN, REMOVE, RESIZE, ABORT})

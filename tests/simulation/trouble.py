@@ -54,6 +54,9 @@ SLOT_S = 2.0
 PATIENCE_S = 12.0
 """How long an event waits until it may happen; then it is left out."""
 
+POWER_LOOK_S, POWER_LOOKS = 0.0005, 4000
+"""A power cut waits for a moment in which chunks are being written: how often it looks, and how many times at most."""
+
 WHOLE_AGAIN_S = 300.0
 """After the end of what was the matter the cluster must be whole within so long."""
 
@@ -62,8 +65,20 @@ LEAST_MEMBERS = 3
 COMMIT = "commit"
 """Of registers; the other calls are those of `Disk`."""
 
-CALLS = ("pwritev", "fdatasync", COMMIT, "pread", "create", "truncate", "unlink", "open", "fsync_directory", "rename")
-FAILURES = {EIO: (errno.EIO, CALLS), ENOSPC: (errno.ENOSPC, ("pwritev", COMMIT, "create", "pwritev", COMMIT, "rename"))}
+CALLS = (
+    "pwritev",
+    "pwritev",
+    "fdatasync",
+    "fdatasync",
+    "pread",
+    "pread",
+    "create",
+    "truncate",
+    "unlink",
+    "open",
+    "fsync_directory",
+)
+FAILURES = {EIO: (errno.EIO, (*CALLS, COMMIT, COMMIT)), ENOSPC: (errno.ENOSPC, ("pwritev", COMMIT, "create"))}
 """Error number, and the calls that may fail with it."""
 
 
@@ -193,6 +208,10 @@ class Trouble:
                 other.start()
             await asyncio.sleep(1.0)
         elif event.kind == POWER:
+            for _ in range(POWER_LOOKS):
+                if production(machine).is_writing():
+                    break
+                await asyncio.sleep(POWER_LOOK_S)
             for _ in range(1 + event.extra % 3):
                 await cluster.kill(machine, power=True)
                 await asyncio.sleep(min(event.lasts, 1.5))
@@ -260,7 +279,7 @@ class Trouble:
         cluster, stores = self._cluster, production(machine)
         number, calls = FAILURES[event.kind]
         call = calls[event.extra % len(calls)]
-        after, times = event.extra // 7 % 12, (1, 3, None)[event.extra % 3]
+        after, times = event.extra // 7 % 6, (1, 3, None)[event.extra % 3]
         if event.kind in LOSSES:  # what can't be read counts as damaged
             cluster.losses += 1
             self._at_risk = frozenset(stores.chunks_on_disk())
@@ -269,7 +288,7 @@ class Trouble:
         else:
             stores.disk.failures.append(Failure(call, number, after, times))
         self._trace.note(f"! {machine.name} fails at {call}, after {after}, {times or 'all'} times")
-        await asyncio.sleep(event.lasts)
+        await asyncio.sleep(max(event.lasts, SLOT_S))
         stores.heal()
         if machine.core is None or machine.running._doors.chunks.statistics().failure is not None:
             self._trace.note(f"! {machine.name} is started again")

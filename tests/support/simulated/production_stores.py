@@ -238,6 +238,10 @@ class ProductionStores:
         self.disk.failures.clear()
         self.register_files.faults.clear()
 
+    def is_writing(self) -> bool:
+        """Whether chunks are being written just now."""
+        return self._process is not None and self._process.lanes.is_working("chunk-writer")
+
     # -- between processes
 
     def crash(self, *, power: bool | None = None) -> None:
