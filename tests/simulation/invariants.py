@@ -10,6 +10,7 @@ from cluster.register.store import FRESH, LEARNER
 from cluster.volumes.head import VOLUME_SHARDS
 from tests.simulation.campaign_cluster import CampaignCluster
 from tests.simulation.result import BrokenError
+from tests.simulation.scenario import SCRUB
 from tests.support.simulated.whole_cluster import Machine, get, put
 
 MONUMENT = "monument"
@@ -21,6 +22,9 @@ SETTLED_WITHIN_S = 120.0
 CLEAN_WITHIN_S = 300.0
 """Of virtual time, from the end of all trouble until everybody has relearned and the layout stands; and from there until every copy is
 where it belongs, and nothing else is anywhere."""
+
+WHOLE_WITHIN_S = 3 * SCRUB.period_s
+"""The pass under way, one more, and the repair of what it found."""
 
 
 class CopiesWatch:
@@ -81,7 +85,7 @@ async def clean(cluster: CampaignCluster) -> None:
         CLEAN_WITHIN_S,
         lambda: _what_differs(cluster, needed),
     )
-    await _until(cluster, lambda: not _rotten(cluster), "every copy is whole", CLEAN_WITHIN_S, lambda: _rotten(cluster))
+    await whole(cluster)
     left = end - asyncio.get_running_loop().time()
     await _until(
         cluster,
@@ -98,6 +102,11 @@ async def clean(cluster: CampaignCluster) -> None:
         lambda: _misnamed(cluster),
     )
     await _until(cluster, lambda: not _in_hand(cluster), "nothing is left in hand", 30.0, lambda: _in_hand(cluster))
+
+
+async def whole(cluster: CampaignCluster) -> None:
+    """Every copy that is held is whole on its disk, though nobody need have read it."""
+    await _until(cluster, lambda: not _rotten(cluster), "every copy is whole", WHOLE_WITHIN_S, lambda: _rotten(cluster))
 
 
 async def patrol(cluster: CampaignCluster) -> None:

@@ -73,7 +73,7 @@ def simulate(name: str, seed: int, *, cut: Cut = WHOLE, fault: Fault = HONEST) -
     try:
         with trace.logs(), fault.patched():
             try:
-                _drive(loop, run)
+                loop.run_to_the_end(run.main())
             except BaseException as error:
                 result.broken = _cause(error)
                 if isinstance(error, KeyboardInterrupt):
@@ -93,19 +93,6 @@ def fingerprint(result: Result) -> str:
     for at, text in result.trace:
         digest.update(f"{at!r} {text}\n".encode())
     return digest.hexdigest()
-
-
-def _drive(loop: VirtualTimeLoop, run: _Run) -> None:
-    try:
-        loop.run_until_complete(run.main())
-    finally:
-        loop.release_all()
-        left = sorted(asyncio.all_tasks(loop), key=hash)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-        loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 class _Run:
@@ -202,6 +189,7 @@ class _Run:
         self._cluster.network.set_weather(CALM)
         await invariants.settle(self._cluster)
         self._trace.note("everybody has recovered")
+        await invariants.whole(self._cluster)
         rng = random.Random(f"calm {self._seed}")
         machines = list(self._cluster.machines.values())
         for place, machine in enumerate(machines):

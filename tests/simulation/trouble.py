@@ -45,6 +45,7 @@ from tests.simulation.scenario import (
 )
 from tests.simulation.trace import Trace
 from tests.support.simulated.disk import Failure
+from tests.support.simulated.production_stores import ProductionStores
 from tests.support.simulated.release import LATER, PRESENT
 from tests.support.simulated.whole_cluster import Machine
 
@@ -54,8 +55,8 @@ SLOT_S = 2.0
 PATIENCE_S = 12.0
 """How long an event waits until it may happen; then it is left out."""
 
-POWER_LOOK_S, POWER_LOOKS = 0.0005, 4000
-"""A power cut waits for a moment in which chunks are being written: how often it looks, and how many times at most."""
+WRITING_LOOK_S, WRITING_LOOKS = 0.0005, 4000
+"""How often is looked whether chunks are being written, and how many times at most."""
 
 WHOLE_AGAIN_S = 300.0
 """After the end of what was the matter the cluster must be whole within so long."""
@@ -196,6 +197,7 @@ class Trouble:
     async def _happen(self, event: Event, machine: Machine) -> None:
         cluster = self._cluster
         if event.kind in {CRASH, AWAY}:
+            await self._writing(machine)
             await cluster.kill(machine)
             await asyncio.sleep(event.lasts)
             machine.start()
@@ -208,10 +210,7 @@ class Trouble:
                 other.start()
             await asyncio.sleep(1.0)
         elif event.kind == POWER:
-            for _ in range(POWER_LOOKS):
-                if production(machine).is_writing():
-                    break
-                await asyncio.sleep(POWER_LOOK_S)
+            await self._writing(machine)
             for _ in range(1 + event.extra % 3):
                 await cluster.kill(machine, power=True)
                 await asyncio.sleep(min(event.lasts, 1.5))
@@ -252,16 +251,24 @@ class Trouble:
         else:
             await self._lose(event, machine)
 
+    @staticmethod
+    async def _writing(machine: Machine) -> None:
+        """Wait for a moment in which chunks are being written. In memory there is none."""
+        if isinstance(machine.stores, ProductionStores):
+            for _ in range(WRITING_LOOKS):
+                if machine.stores.is_writing():
+                    return
+                await asyncio.sleep(WRITING_LOOK_S)
+
     async def _rot(self, event: Event, machine: Machine) -> None:
         """Bits flip: in the chunk log while it is used, in registers while they are not, since all of them are looked at when they are
         opened."""
         cluster, stores = self._cluster, production(machine)
         chance = random.Random(f"rot {event.extra}")
         cluster.losses += 1
-        if event.extra % 4 == 0:
+        if event.extra % 3 == 0:
             await cluster.kill(machine)
-            for _ in range(chance.choice([1, 10, 100])):
-                stores.register_files.rot(chance)
+            stores.register_files.rot(chance, chance.choice([1, 3, 10, 100]))
             machine.start()
             await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
             return
@@ -269,7 +276,7 @@ class Trouble:
         for _ in range(1 + event.extra % 5):
             self._trace.note(f"! {machine.name} has a flipped bit in {stores.disk.rot(chance)}")
         await asyncio.sleep(event.lasts)
-        if event.extra % 3 == 0:
+        if event.extra % 2 == 0:
             await cluster.kill(machine)
             machine.start()
 

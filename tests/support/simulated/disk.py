@@ -117,6 +117,8 @@ class SimulatedDisk:
         """Descriptors below are of processes that are gone."""
         self.upheavals = 0
         """How often something else than a write has changed what is durable: crashes and rot."""
+        self.sound = True
+        """Whether no bit was ever flipped and no call ever failed as `failures` want it."""
         self._lock = threading.RLock()
 
     def note(self, mark: Any) -> None:
@@ -147,6 +149,7 @@ class SimulatedDisk:
                     failure.times -= 1
                     if not failure.times:
                         self.failures.remove(failure)
+                self.sound = False
                 return failure.number
         return None
 
@@ -377,6 +380,7 @@ class SimulatedDisk:
         """Rot: change a byte where it lies."""
         with self._lock:
             self.upheavals += 1
+            self.sound = False
             content = self._contents[self._names[path]]
             content.visible[offset] ^= mask
             if offset < len(content.durable):

@@ -46,7 +46,7 @@ SETTINGS: Final = ChunkStoreSettings(
 
 SCRUB: Final = ScrubSettings(period_s=120.0)
 WORTH_BYTES: Final = 4096
-POWER_CUT: Final = 0.7
+POWER_CUT: Final = 0.5
 """The share of crashes that are power cuts; the others are the end of the process alone."""
 
 
@@ -153,6 +153,8 @@ class ProductionStores:
         process = self._process = _Process(lanes, chunks)
         chunks.ensure_room_to_start()
         await chunks.open()
+        if self.disk.sound:
+            self._check_open()
         lane = lanes.open("scrub")
         scrubber = Scrubber(chunks, ScrubFile(self.disk, LOG_DIRECTORY), clock, self._scrub, lane)
         jobs: list[Job] = [ChunkExpiry(chunks), ChunkCompaction(chunks, clock, worth_bytes=WORTH_BYTES), scrubber]
@@ -165,6 +167,15 @@ class ProductionStores:
         await lane.close()
         await chunks.close()
         self._process = None
+
+    def _check_open(self) -> None:
+        """A store that has just been opened holds what is in its log, all of it durably."""
+        held = {chunk: references for chunk, (_, references) in self.held_chunks().items()}
+        on_disk = self._log.chunks()
+        wrong = sorted(chunk for chunk in held.keys() | on_disk.keys() if held.get(chunk) != on_disk.get(chunk))
+        assert not wrong, (
+            f"chunk {wrong[0].hex()[:8]} is held as {held.get(wrong[0])}, the log has {on_disk.get(wrong[0])}"
+        )
 
     async def _live(self, process: _Process, node: Hosted, scrubber: Scrubber) -> None:
         """Lives, one after the other, as `node.daemon` has them."""

@@ -24,6 +24,9 @@ from node.storage.register_store import DATABASE_NAME
 
 GARBAGE_BYTES: Final = 8192
 
+USER_VERSION: Final = range(60, 64)
+"""In the header of an SQLite file."""
+
 Files = dict[str, bytes]
 """Suffix of a name -> content."""
 
@@ -232,10 +235,12 @@ class RegisterFiles:
     def put_back(self, files: Files) -> None:
         write_files(self.path, files, COMPANIONS)
 
-    def rot(self, chance: random.Random) -> None:
-        """A flipped bit anywhere in the database. No process runs, or it does."""
-        files = self.save()
-        database = bytearray(files[""])
-        database[chance.randrange(len(database))] ^= 1 << chance.randrange(8)
+    def rot(self, chance: random.Random, bits: int = 1) -> None:
+        """Flipped bits anywhere in what the database says; zeroes are left alone, for most of them are nothing, and so is the number of the
+        schema, by which it would look like a newer release's. No process runs, or it does."""
+        database = bytearray(self.save()[""])
+        places = [place for place, byte in enumerate(database) if byte and place not in USER_VERSION]
+        for _ in range(bits):
+            database[chance.choice(places)] ^= 1 << chance.randrange(8)
         with open(self.path, "r+b") as file:
             file.write(database)
