@@ -24,8 +24,9 @@ from node.storage.register_store import DATABASE_NAME
 
 GARBAGE_BYTES: Final = 8192
 
+PAGE_BYTES: Final = 4096
 USER_VERSION: Final = range(60, 64)
-"""In the header of an SQLite file."""
+"""Of SQLite's pages the size, and in the header of the file the place of the schema's number."""
 
 Files = dict[str, bytes]
 """Suffix of a name -> content."""
@@ -236,11 +237,13 @@ class RegisterFiles:
         write_files(self.path, files, COMPANIONS)
 
     def rot(self, chance: random.Random, bits: int = 1) -> None:
-        """Flipped bits anywhere in what the database says; zeroes are left alone, for most of them are nothing, and so is the number of the
-        schema, by which it would look like a newer release's. No process runs, or it does."""
+        """Flipped bits in any pages of the database, in bytes that say something if there are such (most are zeroes). The number of the
+        schema is left alone: by that it would look like a newer release's. No process runs, or it does."""
         database = bytearray(self.save()[""])
-        places = [place for place, byte in enumerate(database) if byte and place not in USER_VERSION]
         for _ in range(bits):
-            database[chance.choice(places)] ^= 1 << chance.randrange(8)
+            start = chance.randrange(len(database) // PAGE_BYTES) * PAGE_BYTES
+            page = [place for place in range(start, start + PAGE_BYTES) if place not in USER_VERSION]
+            place = chance.choice([place for place in page if database[place]] or page)
+            database[place] ^= 1 << chance.randrange(8)
         with open(self.path, "r+b") as file:
             file.write(database)

@@ -70,7 +70,7 @@ class Writer:
                 await asyncio.wait([process])
                 assert process.cancelled(), process.exception()
                 on_disk = self.stores.chunks_on_disk()
-                found = {chunk: dict(self.stores.references_on_disk(chunk)) for chunk in on_disk}
+                found = {chunk: self.stores.references_on_disk(chunk) for chunk in on_disk}
                 self.expected = found if power else None
         finally:
             self.stores.remove()

@@ -161,7 +161,7 @@ def test_rot_is_found_or_harmless(tmp_path: Path) -> None:
             store = SqliteRegisterStore.open(directory, told.append, lanes=lanes, connect=files.connect)
             await store.commit([write(1)])
             await store.close()
-            files.rot(chance, 2)
+            files.rot(chance, chance.choice([1, 2]))
             try:
                 store = SqliteRegisterStore.open(directory, told.append, lanes=lanes, connect=files.connect)
                 assert await store.get(1, KEY) == write(1).record
