@@ -133,4 +133,13 @@ SCENARIOS: dict[str, Scenario] = {
         active_s=25.0,
         later_share=0.4,
     ),
+    "winds-and-losses": Scenario(
+        nodes=(3, 5),
+        operations=150,
+        troubles={WIPE: 2, OLD_COPY: 2, JOIN: 2, CRASH: 1},
+        events=5,
+        active_s=25.0,
+        weather=WINDY,
+        wild_clocks=True,
+    ),
 }
