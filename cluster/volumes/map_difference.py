@@ -6,6 +6,14 @@ to compare a root with its next neighbour among those retained (docs/decisions/r
 
 Equal pages are skipped without loading them. A data reference belongs to one cell, so whether the successor still has it is
 decided within that cell. References of pages come after everything below them, so that a walk that was interrupted can be repeated.
+
+A walk goes through several roots before they leave the head, and when it is interrupted the next one begins again with the oldest. So
+pages may be gone of the retired root, and of a successor that is retired too. Whoever drops a page of a root has dropped before, on every
+replica, all that older roots have and this one lacks, and all below that page that no later root has. Hence nothing is left to do where a
+page of the successor is gone: what lies there is passed over. That drops less, never more. If that page was lost instead, or replicas that
+were away were left behind, references remain that no root names once these are forgotten, and the sweep finds them. A page of the *live*
+root is never passed over: without it nothing is given back there, the error is seen in the job's status, and the retired root, which may be
+the last to have that part, stays in the head until the volume is written anew.
 """
 
 from __future__ import annotations
@@ -13,10 +21,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
-from cluster.errors import Corrupt, NotFound
+from cluster.errors import Corrupt, HoldfastError, NotFound
 from cluster.volumes.page import Interior, Leaf, Node, Stored
 from cluster.volumes.reference import data_referrer, page_referrer
 from cluster.volumes.volume_map import PageLoader, child_of, child_span_of, extents_between, lifted, loaded
+
+GONE: tuple[type[HoldfastError], ...] = (NotFound, Corrupt)
+"""A page that no node has a good copy of. That a copy may be on a node that can't be reached is another error."""
 
 
 class DeadReference(NamedTuple):
@@ -41,15 +52,17 @@ async def dead_references(
     successor_span: int,
     chunk_size: int,
     pages: PageLoader,
+    *,
+    successor_live: bool,
 ) -> AsyncGenerator[DeadReference, None]:
     """All references of ``retired`` that ``successor`` (of the same chunk size; None: an empty map) does not have.
 
-    A page of ``retired`` that is gone counts as done: an earlier walk dropped it, after all that was below. Raises what loading the
-    successor's pages raises."""
+    A page that is gone counts as done: an earlier walk dropped it, after all that was below. One of a successor that is the live root
+    does not. Raises QuorumUnavailable; NotFound and Corrupt of pages of the live root."""
     if retired is None or retired == successor:
         return
     span = max(retired_span, successor_span)
-    walk = Difference(chunk_size, pages)
+    walk = Difference(chunk_size, pages, () if successor_live else GONE)
     top, other = lifted(retired, retired_span, span), lifted(successor, successor_span, span)
     async for reference in walk.visit(top, other, 0, span):
         yield reference
@@ -64,9 +77,12 @@ async def all_references(
 
 
 class Difference:
-    def __init__(self, chunk_size: int, pages: PageLoader) -> None:
+    """``passed_over``: the errors of a successor's page that mean that nothing is left to do there."""
+
+    def __init__(self, chunk_size: int, pages: PageLoader, passed_over: tuple[type[HoldfastError], ...] = ()) -> None:
         self._chunk_size = chunk_size
         self._pages = pages
+        self._passed_over = passed_over
 
     async def visit(
         self, retired: Node | None, other: Node | None, start: int, span: int
@@ -82,19 +98,31 @@ class Difference:
             async for reference in self._visit_leaf(node, other, start, span):
                 yield reference
         elif isinstance(node, Interior):
-            against = await loaded(other, start, span, self._pages)
-            size = child_span_of(span)
-            for index in sorted(node.children):
-                child, begin = node.children[index], start + index * size
-                async for reference in self.visit(child, child_of(against, index, start, span), begin, size):
-                    yield reference
+            async for reference in self._visit_children(node, other, start, span):
+                yield reference
         if isinstance(retired, Stored):
             yield DeadReference(retired.chunk, page_referrer(retired.write), after_all=True)
+
+    async def _visit_children(
+        self, node: Interior, other: Node | None, start: int, span: int
+    ) -> AsyncGenerator[DeadReference, None]:
+        try:
+            against = await loaded(other, start, span, self._pages)
+        except self._passed_over:
+            return
+        size = child_span_of(span)
+        for index in sorted(node.children):
+            child, begin = node.children[index], start + index * size
+            async for reference in self.visit(child, child_of(against, index, start, span), begin, size):
+                yield reference
 
     async def _visit_leaf(
         self, leaf: Leaf, other: Node | None, start: int, span: int
     ) -> AsyncGenerator[DeadReference, None]:
-        against = await loaded(other, start, span, self._pages)
+        try:
+            against = await loaded(other, start, span, self._pages)
+        except self._passed_over:
+            return
         cell_size = self._chunk_size
         sources: dict[int, dict[tuple[bytes, bytes], None]] = {}
         for extent in leaf.extents:
@@ -102,8 +130,11 @@ class Difference:
             sources.setdefault(extent.offset // cell_size, {})[extent.chunk, extent.write] = None
         for cell, mine in sources.items():
             begin = cell * cell_size
-            async for extent in extents_between(against, start, span, begin, begin + cell_size, self._pages):
-                mine.pop((extent.chunk, extent.write), None)
+            try:
+                async for extent in extents_between(against, start, span, begin, begin + cell_size, self._pages):
+                    mine.pop((extent.chunk, extent.write), None)
+            except self._passed_over:
+                continue
             for chunk, write in mine:
                 yield DeadReference(chunk, data_referrer(write, cell), after_all=False)
 
@@ -113,7 +144,10 @@ class Difference:
         mine, theirs = Cell({}, {}), Cell({}, {})
         await self._collect(retired, start, span, mine, lenient=True)
         if other is not None:
-            await self._collect(other, start, span, theirs, lenient=False)
+            try:
+                await self._collect(other, start, span, theirs, lenient=False)
+            except self._passed_over:
+                return
         for chunk, write in mine.sources:
             if (chunk, write) in theirs.sources:
                 continue
@@ -139,5 +173,5 @@ class Difference:
     async def _load_retired(self, node: Node, start: int, span: int) -> Leaf | Interior | None:
         try:
             return await loaded(node, start, span, self._pages)
-        except (NotFound, Corrupt):
+        except GONE:
             return None

@@ -364,8 +364,15 @@ class Reclaimer:
         same = following.id == entry.id
         other_span = geometry.root_span(following.size) if same else span
         other = following.root.node(other_span) if same else None
-        pages = PageStore(self._cache, entry.replicas)
-        return dead_references(entry.root.node(span), span, other, other_span, entry.chunk_size, pages)
+        return dead_references(
+            entry.root.node(span),
+            span,
+            other,
+            other_span,
+            entry.chunk_size,
+            PageStore(self._cache, entry.replicas),
+            successor_live=isinstance(following, Head),
+        )
 
     async def _drop_some(
         self, walk: AsyncIterator[DeadReference], replicas: int, limit: int, leave_behind: bool = False

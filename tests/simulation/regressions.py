@@ -19,6 +19,11 @@ REGRESSIONS = (
         2,
         "a range PUT slower than replaced versions are kept ended as not found when its volume was replaced meanwhile",
     ),
+    Regression(
+        "crashes",
+        1000,
+        "a walk of several retired roots, interrupted after a page of a later one was dropped, could never be taken up: not found",
+    ),
     Regression("everything", 2, "an operator whose node died waited for ever (the harness's own mistake)"),
     Regression(
         "rot",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import Busy, Conflict, HoldfastError, NoSpace, QuorumUnavailable
+from cluster.volumes.head import Head, RetiredRoot
 from cluster.volumes.names import MIN_CHUNK_BYTES
 from cluster.volumes.service import Condition, VolumeService, VolumeSettings
-from tests.unit.cluster.volumes.memory_cluster import MemoryCluster, body_of, content, put
-from tests.unit.cluster.volumes.naive_references import heads_of, needed_references
+from tests.unit.cluster.volumes.memory_cluster import MemoryCluster, MemoryReferences, body_of, content, nothing, put
+from tests.unit.cluster.volumes.naive_references import heads_of, needed_references, references_of
 
 CELL = MIN_CHUNK_BYTES
 DEEP = VolumeSettings(leaf_extents=2, retired_grace_s=60)
@@ -298,6 +300,133 @@ async def test_another_gateway_finds_what_a_dead_one_left() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert await content(other, "kept") == pattern(3, CELL)
+
+
+def letters(first: int, count: int) -> bytes:
+    """Cells that all differ, so that no two have one chunk."""
+    return b"".join(bytes([first + index]) * CELL for index in range(count))
+
+
+async def several_versions(service: VolumeService, name: str) -> None:
+    """A map of several levels. Each version shares pages with the one before, and has others: of a cell, of a part of one, and of 64 cells.
+    What is a leaf at first, the root's in the head or one of 64 cells, becomes an interior page with leaves below."""
+    await put(service, name, letters(1, 2))
+    await service.resize(name, 5 * CELL)
+    await service.write_range(name, 2 * CELL, body_of(letters(3, 3)), 3 * CELL)
+    await service.resize(name, 200 * CELL)
+    await service.write_range(name, 64 * CELL, body_of(letters(11, 2)), 2 * CELL)
+    await service.write_range(name, 2 * CELL, body_of(letters(21, 2)), 2 * CELL)
+    for number in range(2):
+        await service.write_range(name, 700 * number, body_of(pattern(31 + number, 300)), 300)
+    await service.write_range(name, 65 * CELL, body_of(letters(41, 3)), 3 * CELL)
+    await service.write_range(name, 3 * CELL, body_of(letters(51, 1)), CELL)
+    await service.write_range(name, 66 * CELL, body_of(letters(61, 1)), CELL)
+    await service.write_range(name, 0, body_of(letters(71, 3)), 3 * CELL)
+
+
+def stop_after(cluster: MemoryCluster, drops: int) -> None:
+    """So many references can be dropped, and no more."""
+    last = cluster.chunks.drops + drops
+
+    async def refuse(number: int) -> None:
+        if number > last:
+            raise QuorumUnavailable("a node is away")
+
+    cluster.chunks.before_drop = refuse
+
+
+async def interrupted_reclaims(drops: int, cluster: MemoryCluster) -> bool:
+    """Old versions, and a gateway that died after so many drops of theirs; whether it got that far."""
+    service, dying = cluster.gateway(1), cluster.gateway(2)
+    await several_versions(service, "v")
+    stop_after(cluster, drops)
+    dying.reclaimer.notice(heads_of(cluster)[0])
+    cluster.clock.now += 100
+    assert await dying.reclaimer.run_due()
+    cluster.chunks.before_drop = nothing
+    return bool(heads_of(cluster)[0].retired)
+
+
+async def test_a_walk_of_several_roots_interrupted_at_any_drop_is_taken_up_by_another_gateway() -> None:
+    drops = 0
+    interrupted = True
+    while interrupted:
+        cluster = MemoryCluster(settings=DEEP)
+        interrupted = await interrupted_reclaims(drops, cluster)
+        service = cluster.gateway(3)
+        data = await content(service, "v")
+        await settle(cluster, service)
+        assert service.jobs()[0].last_error == ""
+        assert not heads_of(cluster)[0].retired
+        assert cluster.chunks.all_references() == needed_references(cluster)
+        assert await content(cluster.gateway(4), "v") == data
+        drops += 1
+    assert drops > 40
+
+
+async def test_a_walk_interrupted_at_any_drop_stops_no_writes() -> None:
+    for drops in range(0, 30, 7):
+        cluster = MemoryCluster(settings=DEEP)
+        assert await interrupted_reclaims(drops, cluster)
+        service = cluster.gateway(3)
+        for number in range(150):
+            await service.write_range("v", number % 40 * CELL, body_of(pattern(1 + number, CELL)), CELL)
+        assert len(heads_of(cluster)[0].retired) <= 73
+        await settle(cluster, service)
+        assert cluster.chunks.all_references() == needed_references(cluster)
+
+
+async def test_a_lost_page_of_a_retired_root_leaves_what_lay_there_to_the_sweep() -> None:
+    cluster = MemoryCluster(settings=DEEP)
+    service = cluster.gateway(1, MemoryReferences(cluster.chunks))
+    await several_versions(service, "v")
+    live = needed_references(cluster, retired=False)
+    retired = heads_of(cluster)[0].retired
+    lost = set().union(*(new_pages(cluster, older, newer) for older, newer in itertools.pairwise(retired))) - live
+    assert len(lost) > 3
+    for chunk, referrer in lost:
+        await cluster.chunks.drop_reference(chunk, referrer, 3)
+    await settle(cluster, service)
+    assert not heads_of(cluster)[0].retired
+    assert live < cluster.chunks.all_references()
+    assert service.sweeper is not None
+    for _ in range(4):
+        cluster.clock.now += 6 * 3600
+        while await service.sweeper.run_due():
+            pass
+    assert cluster.chunks.all_references() == live == needed_references(cluster)
+
+
+def new_pages(cluster: MemoryCluster, root: Head | RetiredRoot, newer: Head | RetiredRoot) -> set[tuple[bytes, bytes]]:
+    """References of the pages that ``newer`` has and ``root`` does not."""
+    more = references_of(cluster, newer) - references_of(cluster, root)
+    return {(chunk, referrer) for chunk, referrer in more if referrer.endswith(b"\xff" * 6)}
+
+
+async def test_a_lost_page_of_the_live_root_is_seen_and_holds_up_only_its_own_volume() -> None:
+    cluster = MemoryCluster(settings=DEEP)
+    service = cluster.gateway()
+    await several_versions(service, "damaged")
+    await several_versions(service, "whole")
+    (head,) = (head for head in heads_of(cluster) if head.name == "damaged")
+    kept = references_of(cluster, head.retired[-1])
+    for chunk, referrer in new_pages(cluster, head.retired[-1], head):
+        await cluster.chunks.drop_reference(chunk, referrer, 3)
+    reclaiming = cluster.gateway(2)  # whose cache has none of these pages
+    for head in heads_of(cluster):
+        reclaiming.reclaimer.notice(head)
+    await settle(cluster, reclaiming)
+    assert reclaiming.jobs()[0].queue_length == 1
+    assert reclaiming.jobs()[0].last_error == "not-found: There is no such chunk."
+    left = {head.name: len(head.retired) for head in heads_of(cluster)}
+    assert left["whole"] == 0
+    assert left["damaged"] > 0
+    assert kept <= cluster.chunks.all_references()
+    await put(reclaiming, "damaged", pattern(1, CELL))
+    cluster.clock.now += 600
+    await settle(cluster, reclaiming)
+    assert not any(head.retired for head in heads_of(cluster))
+    assert needed_references(cluster) <= cluster.chunks.all_references()
 
 
 async def test_a_head_full_of_retired_roots_makes_room() -> None:
