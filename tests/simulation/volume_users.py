@@ -49,8 +49,9 @@ POPULARITY = (6, 2, 1, 1)
 SLOW_READER_S = 0.35
 """The most between two pieces: also the largest content is read within the time for which replaced versions are kept."""
 
-CLIENTS_SHARE = 0.75
-"""Of the time within which an operation ends, what clients take at most to send what they have."""
+CLIENTS_SHARE = 0.4
+"""Of the time within which an operation ends, what clients take at most to send what they have: when all is calm, less than
+`sweep_age_s`."""
 
 KINDS = ("read", "replace", "conditional", "range", "resize", "create", "list")
 WEIGHTS = (40, 22, 12, 14, 4, 4, 4)
