@@ -26,7 +26,11 @@ class Row(NamedTuple):
 CAUGHT = [
     Row("chunk acknowledged before fdatasync", "crashes", 1),
     Row("head swung before the chunks are durable", "crashes", 1),
+    Row("handoff counted as two copies", "stand-ins", 1),
     Row("garbage collected without grace", "volumes", 2),
+    Row("swept without a fence", "volumes", 3),
+    Row("wiped acceptor votes", "wipes", 6),
+    Row("acceptor from an old copy votes", "lone-copies", 1),
     Row("leader answers reads alone", "registers/three", 0),
 ]
 

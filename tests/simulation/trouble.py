@@ -29,6 +29,7 @@ from tests.simulation.scenario import (
     FREEZE,
     FULL,
     JOIN,
+    LONE_COPY,
     LOSSES,
     OLD_COPY,
     PLANNED,
@@ -39,10 +40,15 @@ from tests.simulation.scenario import (
     Scenario,
 )
 from tests.simulation.trace import Trace
+from tests.support.simulated.memory_chunks import ChunkDisk
+from tests.support.simulated.memory_store import DiskContent
 from tests.support.simulated.whole_cluster import Machine
 
 SLOT_S = 2.0
 """Users act in bursts, at the beginning of every slot; most trouble comes then too, since the interesting moments are those under load."""
+
+BURST_S = 1.2
+"""After so long most of what users do in a slot has come to its end."""
 
 PATIENCE_S = 12.0
 """How long an event waits until it may happen; then it is left out."""
@@ -91,10 +97,11 @@ class Trouble:
         self.counts: Counter[str] = Counter()
         self.planned = 0
         self.over = False
+        self._start = 0.0
 
     async def run(self, events: Sequence[Event]) -> None:
         """All of them, to the end of their consequences."""
-        start = asyncio.get_running_loop().time()
+        start = self._start = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:
             for event in events:
                 await asyncio.sleep(max(0.0, start + event.at - asyncio.get_running_loop().time()))
@@ -207,6 +214,8 @@ class Trouble:
             await cluster.kill(machine)
             machine.start()
             await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
+        if event.kind == LONE_COPY:
+            registers, chunks = await self._leave_a_lone_copy(event, machine)
         await cluster.kill(machine)
         self._at_risk = frozenset(chunk for chunk, (_, references) in machine.chunks.items() if references)
         cluster.losses += 1
@@ -217,6 +226,24 @@ class Trouble:
             machine.memory.registers, machine.memory.chunks = registers, chunks
         machine.start()
         await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
+
+    async def _leave_a_lone_copy(self, event: Event, machine: Machine) -> tuple[DiskContent, ChunkDisk]:
+        """The machine's disks as they were before another was cut off and users wrote a burst: when they are put back, and the cut is
+        mended, whatever was written has one copy less than a quorum."""
+        cluster = self._cluster
+        registers, chunks = machine.copy_disk(), deepcopy(machine.chunks)
+        await cluster.kill(machine)
+        machine.start()
+        await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
+        others = [name for name in cluster.machines if name != machine.name]
+        missing = others.pop(event.extra % len(others))
+        since = asyncio.get_running_loop().time() - self._start
+        await asyncio.sleep(SLOT_S - since % SLOT_S)
+        self._trace.note(f"! {missing} misses a burst")
+        cluster.cuts.cut(missing, [machine.name, *others], one_way=False, refuse=True)
+        await asyncio.sleep(BURST_S)
+        cluster.cuts.mend(missing, [machine.name, *others], one_way=False)
+        return registers, chunks
 
     async def _change_layout(self, event: Event) -> None:
         cluster = self._cluster

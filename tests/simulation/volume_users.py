@@ -215,13 +215,13 @@ class VolumeUsers:
     # What must hold
 
     @staticmethod
-    def _begin_storing() -> list[tuple[bytes, bytes]]:
+    def _begin_storing() -> list[acknowledged.Stored]:
         """What the request that begins now will have put."""
-        stored: list[tuple[bytes, bytes]] = []
+        stored: list[acknowledged.Stored] = []
         acknowledged.STORED.set(stored)
         return stored
 
-    def _is_acknowledged(self, losses: int, stored: list[tuple[bytes, bytes]], what: str) -> None:
+    def _is_acknowledged(self, losses: int, stored: list[acknowledged.Stored], what: str) -> None:
         if losses == self._users.cluster.losses:
             acknowledged.check(self._users.cluster, stored, REPLICAS, what)
 
