@@ -1,8 +1,8 @@
 """Acknowledged means: on a quorum of the replicas' disks, or of those that stand in for them. Checked when an answer comes.
 
-A chunk store is watched from outside: what a request has put is looked for on the disks as soon as the store says that it is there, and once
-more when the request is answered. Nothing is judged before that: of a write that came to nothing the parts may be given back while it is still
-under way. Map pages are left out: those of an attempt that somebody overtook are given back before.
+A chunk store is watched from outside: what a request has put is looked for on the disks as soon as the store says that it is there,
+and once more when the request is answered. Nothing is judged before that: the parts of a write that came to nothing may be given back
+while it is still under way. Map pages are left out: those of an attempt that somebody overtook are given back before.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from cluster.errors import HoldfastError
 from cluster.governance.state import StagedChange
 from cluster.register.store import LEARNER
 from tests.simulation.campaign_cluster import CampaignCluster
+from tests.simulation.register_users import RegisterUsers
 from tests.simulation.scenario import (
     ABORT,
     AWAY,
@@ -30,6 +31,7 @@ from tests.simulation.scenario import (
     FULL,
     JOIN,
     LONE_COPY,
+    LONE_LEADER,
     LOSSES,
     OLD_COPY,
     PLANNED,
@@ -49,6 +51,12 @@ SLOT_S = 2.0
 
 BURST_S = 1.2
 """After so long most of what users do in a slot has come to its end."""
+
+LONE_WRITE_S = 0.2
+"""How long somebody waits for a leader that reaches nobody."""
+
+MENDED_S = 0.3
+"""Enough for anti-entropy to mend a few registers."""
 
 PATIENCE_S = 12.0
 """How long an event waits until it may happen; then it is left out."""
@@ -87,8 +95,9 @@ def draw(seed: int, scenario: Scenario) -> tuple[Event, ...]:
 class Trouble:
     """Makes the events happen. ``planned``: how many changes of the layout are under way now."""
 
-    def __init__(self, cluster: CampaignCluster, trace: Trace) -> None:
+    def __init__(self, cluster: CampaignCluster, users: RegisterUsers, trace: Trace) -> None:
         self._cluster = cluster
+        self._users = users
         self._trace = trace
         self._busy: set[str] = set()
         self._changing = asyncio.Lock()
@@ -203,8 +212,32 @@ class Trouble:
             cluster.fill(machine, event.extra % 8192)
             await asyncio.sleep(event.lasts)
             cluster.fill(machine, None)
+        elif event.kind == LONE_LEADER:
+            await self._cut_off_a_leader(machine)
         else:
             await self._lose(event, machine)
+
+    async def _cut_off_a_leader(self, machine: Machine) -> None:
+        """It accepts from itself what nobody else hears of. Another takes over and learns what there is without it. Then the two reach each
+        other again and anti-entropy finds that they differ, while the third still asks the other alone. Nothing if it leads nothing."""
+        view, users = machine.running.installed, self._users
+        led = [key for key in users.keys if view.rule(view.partition_of(key.partition)).members[0] == machine.name]
+        if not led:
+            return
+        partition = view.partition_of(led[0].partition)
+        keys = [key for key in led if view.partition_of(key.partition) == partition]
+        other, third = (self._cluster.machines[name] for name in view.rule(partition).members[1:3])
+        cuts = self._cluster.cuts
+        await asyncio.gather(*(users.put(machine, key, None) for key in keys))
+        cuts.cut(machine.name, [other.name, third.name], one_way=False, refuse=True)
+        await asyncio.gather(*(users.put(machine, key, LONE_WRITE_S) for key in keys))
+        await asyncio.gather(*(users.guess(other, key) for key in keys))
+        cuts.mend(machine.name, [other.name], one_way=False)
+        other.running.repair.keys.note(partition, keys)
+        await asyncio.sleep(MENDED_S)
+        await asyncio.gather(*(users.read(other, key) for key in keys))
+        await asyncio.gather(*(users.read(third, key) for key in keys))
+        cuts.mend(machine.name, [third.name], one_way=False)
 
     async def _lose(self, event: Event, machine: Machine) -> None:
         cluster = self._cluster
