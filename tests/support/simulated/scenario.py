@@ -37,7 +37,7 @@ CALM_LIMIT_S = 40.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What kind of run. ``trouble`` names what may happen: any of crash, cut, freeze, slow, wipe, layout, restart, pivot, lone."""
+    """What kind of run. ``trouble`` names what may happen: any of crash, cut, freeze, slow, wipe, layout, restart, pivot, lone, shrink."""
 
     replicas: int = 3
     nodes: int = 3
@@ -345,7 +345,7 @@ class _Simulation:
                 if len(busy) >= self._limit() or not free or self.over:
                     continue
                 name, kind = rng.choice(free), rng.choice(kinds)
-                if kind == "pivot":
+                if kind in {"pivot", "shrink"}:
                     name = free[-1]  # whom nobody asks first to lead
                 elif kind == "lone":
                     name = free[0]  # who mostly leads
@@ -388,6 +388,8 @@ class _Simulation:
             await self._pivot(machine, lasts, rng)
         elif kind == "lone":
             await self._lone(machine, others, rng)
+        elif kind == "shrink":
+            await self._shrink(machine, others, rng)
         elif kind == "wipe":
             await machine.crash()
             await asyncio.sleep(min(lasts, 0.3))
@@ -433,6 +435,36 @@ class _Simulation:
         await asyncio.sleep(LONE_S)
         for name in self.names:
             self.machines[name].unreachable = set()
+
+    async def _shrink(self, machine: Machine, others: set[str], rng: random.Random) -> None:
+        """A leader is cut off with what it accepts from itself, as in `_lone`. The group shrinks to another one, which leads, learns what
+        there is without the first, and then copies from it. Afterwards the group is as it was."""
+        whole = self.script.last.current
+        one = self.machines[min(others)]
+        machine.unreachable = set(others)
+        await self._everywhere(machine, "put", rng)
+        self.fabric.cut({machine.name}, others)
+        await self._everywhere(machine, "put", rng, give_up=True)
+        machine.unreachable = set()
+        await self._agree_on(whole, (one.name,))
+        await self._everywhere(one, "guess", rng)
+        self.fabric.heal()
+        await asyncio.sleep(rng.random() * LONE_S)
+        await self._everywhere(machine, "read", rng)
+        await self._everywhere(one, "guess", rng)
+        for coming in (whole, None):
+            async with asyncio.timeout(CALM_LIMIT_S):
+                while not self._finish_layout():  # noqa: ASYNC110 # costs nothing in virtual time
+                    await asyncio.sleep(0.02)
+            await self._agree_on(self.script.last.current, coming)
+
+    async def _agree_on(self, current: tuple[str, ...], coming: tuple[str, ...] | None) -> None:
+        """A state of the layout that everybody has heard of at once."""
+        if (self.script.last.current, self.script.last.coming) != (current, coming):
+            self.script.follow(current, coming)
+        for machine in self.machines.values():
+            if machine.life is not None:
+                await asyncio.wait([machine.life.process.spawn(machine.life.view.install(self.script.last))])
 
     async def _everywhere(self, machine: Machine, kind: str, rng: random.Random, *, give_up: bool = False) -> None:
         """Somebody does it to every register, at this gateway."""
