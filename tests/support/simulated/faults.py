@@ -294,6 +294,13 @@ def _read_from_leader(life: Life) -> None:
     cast("Any", life.registers._reader).read = read
 
 
+def _storeless(life: Life) -> None:
+    def stores(partition: int) -> bytes:
+        return b""
+
+    cast("Any", life.view).stores = stores
+
+
 def _unpinned(life: Life) -> None:
     life.acceptor._cache = _UnpinnedCache(900)
 
@@ -316,6 +323,7 @@ FAULTS: dict[str, Parts] = {
     "leader uses half of a joint rule": Parts(leader=HalfRuleLeader),
     "learner votes": Parts(acceptor=EagerLearner),
     "acceptor ignores which stores it votes with": Parts(acceptor=StoreBlindAcceptor),
+    "nobody minds which stores vote": Parts(rig=_storeless),
     "copier takes over undecided records": Parts(acceptor=CredulousCopier),
     "anti-entropy takes over undecided records": Parts(acceptor=CredulousCopier, rig=_credulous_mender),
     "copier copies nothing": Parts(acceptor=EmptyHandedCopier),

@@ -43,6 +43,7 @@ CAUGHT = [
     ("ballot reused after a restart", "restarts", 1),  # 26 of 40
     ("anti-entropy takes over undecided records", "lone leaders", 4),  # 12 of 40
     ("copier takes over undecided records", "shrinking groups", 2),  # 10 of 20
+    ("acceptor evicts what is not durable yet", "slow disks", 1),  # 3 of 12
     ("read quorum of one", "three", 0),  # 40 of 40
     ("leader skips rule (a)", "three", 0),  # 40 of 40
     ("leader skips rule (b)", "three", 16),  # 3 of 20
