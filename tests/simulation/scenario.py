@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from tests.support.simulated.weather import CALM, STORM, WINDY, Weather
 
 CRASH, FREEZE, WIPE, OLD_COPY, CUT, SLOW, FULL = "crash", "freeze", "wipe", "old copy", "cut", "slow", "full"
+LONE_COPY, LONE_LEADER = "lone copy", "lone leader"
 BLACKOUT, JOIN, REMOVE, RESIZE, ABORT, AWAY = "blackout", "join", "remove", "resize", "abort", "away"
 
 PLANNED = frozenset({JOIN, REMOVE, RESIZE, ABORT})
 """Changes of the layout: what somebody wanted."""
 
-LOSSES = frozenset({WIPE, OLD_COPY})
+LOSSES = frozenset({WIPE, OLD_COPY, LONE_COPY})
 """What takes a copy of everything on a disk for good."""
 
 
@@ -44,6 +45,8 @@ class Scenario:
     """Whether the nodes' clocks drift, and their wall clocks are hours off and jump."""
     slow_readers: float = 0.2
     """Of the readers of volumes, how many take seconds."""
+    aims: bool = False
+    """Whether it is made for one moment in which a fault would hurt, and little else: tests run fewer seeds of it."""
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -55,6 +58,26 @@ SCENARIOS: dict[str, Scenario] = {
     "old-copies": Scenario(
         nodes=(3, 5), troubles={OLD_COPY: 2, CRASH: 2, CUT: 1}, events=7, active_s=25.0, interval_s=20.0
     ),
+    "lone-copies": Scenario(
+        nodes=(3,),
+        operations=120,
+        volume_share=0.2,
+        troubles={LONE_COPY: 1},
+        events=2,
+        active_s=16.0,
+        interval_s=20.0,
+        aims=True,
+    ),
+    "lone-leaders": Scenario(
+        nodes=(3,),
+        operations=80,
+        volume_share=0.1,
+        troubles={LONE_LEADER: 1},
+        events=8,
+        active_s=10.0,
+        interval_s=20.0,
+        aims=True,
+    ),
     "partitions": Scenario(nodes=(3, 5), troubles={CUT: 3, CRASH: 1}, events=6),
     "winds": Scenario(nodes=(3, 5), troubles={CRASH: 2, CUT: 1}, events=4, weather=WINDY, wild_clocks=True),
     "storms": Scenario(nodes=(3, 5), troubles={CRASH: 2, FREEZE: 1}, events=3, weather=STORM, wild_clocks=True),
@@ -65,6 +88,16 @@ SCENARIOS: dict[str, Scenario] = {
         nodes=(4, 5), troubles={JOIN: 2, REMOVE: 2, RESIZE: 1, CRASH: 2, FREEZE: 1, CUT: 1}, events=6, active_s=25.0
     ),
     "full-disks": Scenario(nodes=(3, 5), troubles={FULL: 3, CRASH: 1}, events=5, volume_share=0.7),
+    "stand-ins": Scenario(
+        nodes=(5,),
+        operations=80,
+        volume_share=0.9,
+        slow_readers=0.0,
+        troubles={FULL: 1},
+        events=8,
+        active_s=8.0,
+        aims=True,
+    ),
     "moved-out": Scenario(nodes=(5,), troubles={AWAY: 1}, events=1, active_s=35.0, down_out_s=8.0, operations=160),
     "deletes": Scenario(
         nodes=(3, 5), troubles={CRASH: 2, SLOW: 1, FREEZE: 1}, events=4, deletes=0.45, volume_share=0.3

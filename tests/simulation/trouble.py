@@ -20,6 +20,7 @@ from cluster.errors import HoldfastError
 from cluster.governance.state import StagedChange
 from cluster.register.store import LEARNER
 from tests.simulation.campaign_cluster import CampaignCluster
+from tests.simulation.register_users import RegisterUsers
 from tests.simulation.scenario import (
     ABORT,
     AWAY,
@@ -29,6 +30,8 @@ from tests.simulation.scenario import (
     FREEZE,
     FULL,
     JOIN,
+    LONE_COPY,
+    LONE_LEADER,
     LOSSES,
     OLD_COPY,
     PLANNED,
@@ -39,10 +42,21 @@ from tests.simulation.scenario import (
     Scenario,
 )
 from tests.simulation.trace import Trace
+from tests.support.simulated.memory_chunks import ChunkDisk
+from tests.support.simulated.memory_store import DiskContent
 from tests.support.simulated.whole_cluster import Machine
 
 SLOT_S = 2.0
 """Users act in bursts, at the beginning of every slot; most trouble comes then too, since the interesting moments are those under load."""
+
+BURST_S = 1.2
+"""After so long most of what users do in a slot has come to its end."""
+
+LONE_WRITE_S = 0.2
+"""How long somebody waits for a leader that reaches nobody."""
+
+MENDED_S = 0.3
+"""Enough for anti-entropy to mend a few registers."""
 
 PATIENCE_S = 12.0
 """How long an event waits until it may happen; then it is left out."""
@@ -81,8 +95,9 @@ def draw(seed: int, scenario: Scenario) -> tuple[Event, ...]:
 class Trouble:
     """Makes the events happen. ``planned``: how many changes of the layout are under way now."""
 
-    def __init__(self, cluster: CampaignCluster, trace: Trace) -> None:
+    def __init__(self, cluster: CampaignCluster, users: RegisterUsers, trace: Trace) -> None:
         self._cluster = cluster
+        self._users = users
         self._trace = trace
         self._busy: set[str] = set()
         self._changing = asyncio.Lock()
@@ -91,10 +106,11 @@ class Trouble:
         self.counts: Counter[str] = Counter()
         self.planned = 0
         self.over = False
+        self._start = 0.0
 
     async def run(self, events: Sequence[Event]) -> None:
         """All of them, to the end of their consequences."""
-        start = asyncio.get_running_loop().time()
+        start = self._start = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:
             for event in events:
                 await asyncio.sleep(max(0.0, start + event.at - asyncio.get_running_loop().time()))
@@ -196,8 +212,32 @@ class Trouble:
             cluster.fill(machine, event.extra % 8192)
             await asyncio.sleep(event.lasts)
             cluster.fill(machine, None)
+        elif event.kind == LONE_LEADER:
+            await self._cut_off_a_leader(machine)
         else:
             await self._lose(event, machine)
+
+    async def _cut_off_a_leader(self, machine: Machine) -> None:
+        """It accepts from itself what nobody else hears of. Another takes over and learns what there is without it. Then the two reach each
+        other again and anti-entropy finds that they differ, while the third still asks the other alone. Nothing if it leads nothing."""
+        view, users = machine.running.installed, self._users
+        led = [key for key in users.keys if view.rule(view.partition_of(key.partition)).members[0] == machine.name]
+        if not led:
+            return
+        partition = view.partition_of(led[0].partition)
+        keys = [key for key in led if view.partition_of(key.partition) == partition]
+        other, third = (self._cluster.machines[name] for name in view.rule(partition).members[1:3])
+        cuts = self._cluster.cuts
+        await asyncio.gather(*(users.put(machine, key, None) for key in keys))
+        cuts.cut(machine.name, [other.name, third.name], one_way=False, refuse=True)
+        await asyncio.gather(*(users.put(machine, key, LONE_WRITE_S) for key in keys))
+        await asyncio.gather(*(users.guess(other, key) for key in keys))
+        cuts.mend(machine.name, [other.name], one_way=False)
+        other.running.repair.keys.note(partition, keys)
+        await asyncio.sleep(MENDED_S)
+        await asyncio.gather(*(users.read(other, key) for key in keys))
+        await asyncio.gather(*(users.read(third, key) for key in keys))
+        cuts.mend(machine.name, [third.name], one_way=False)
 
     async def _lose(self, event: Event, machine: Machine) -> None:
         cluster = self._cluster
@@ -207,6 +247,8 @@ class Trouble:
             await cluster.kill(machine)
             machine.start()
             await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
+        if event.kind == LONE_COPY:
+            registers, chunks = await self._leave_a_lone_copy(event, machine)
         await cluster.kill(machine)
         self._at_risk = frozenset(chunk for chunk, (_, references) in machine.chunks.items() if references)
         cluster.losses += 1
@@ -217,6 +259,24 @@ class Trouble:
             machine.memory.registers, machine.memory.chunks = registers, chunks
         machine.start()
         await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
+
+    async def _leave_a_lone_copy(self, event: Event, machine: Machine) -> tuple[DiskContent, ChunkDisk]:
+        """The machine's disks as they were before another was cut off and users wrote a burst: when they are put back, and the cut is
+        mended, whatever was written has one copy less than a quorum."""
+        cluster = self._cluster
+        registers, chunks = machine.copy_disk(), deepcopy(machine.chunks)
+        await cluster.kill(machine)
+        machine.start()
+        await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
+        others = [name for name in cluster.machines if name != machine.name]
+        missing = others.pop(event.extra % len(others))
+        since = asyncio.get_running_loop().time() - self._start
+        await asyncio.sleep(SLOT_S - since % SLOT_S)
+        self._trace.note(f"! {missing} misses a burst")
+        cluster.cuts.cut(missing, [machine.name, *others], one_way=False, refuse=True)
+        await asyncio.sleep(BURST_S)
+        cluster.cuts.mend(missing, [machine.name, *others], one_way=False)
+        return registers, chunks
 
     async def _change_layout(self, event: Event) -> None:
         cluster = self._cluster

@@ -40,6 +40,9 @@ POPULARITY = (6, 2, 1, 1)
 SLOW_READER_S = 0.35
 """The most between two pieces: also the largest content is read within the time for which replaced versions are kept."""
 
+SLOWEST_BODY_S = 8.0
+"""The most that a client takes to send a content: with everybody there, an operation ends within 10 s (`users.CALM_ENDS_WITHIN_S`)."""
+
 KINDS = ("read", "replace", "conditional", "range", "resize", "create", "list")
 WEIGHTS = (40, 22, 12, 14, 4, 4, 4)
 
@@ -215,13 +218,13 @@ class VolumeUsers:
     # What must hold
 
     @staticmethod
-    def _begin_storing() -> list[tuple[bytes, bytes]]:
+    def _begin_storing() -> list[acknowledged.Stored]:
         """What the request that begins now will have put."""
-        stored: list[tuple[bytes, bytes]] = []
+        stored: list[acknowledged.Stored] = []
         acknowledged.STORED.set(stored)
         return stored
 
-    def _is_acknowledged(self, losses: int, stored: list[tuple[bytes, bytes]], what: str) -> None:
+    def _is_acknowledged(self, losses: int, stored: list[acknowledged.Stored], what: str) -> None:
         if losses == self._users.cluster.losses:
             acknowledged.check(self._users.cluster, stored, REPLICAS, what)
 
@@ -264,7 +267,7 @@ class VolumeUsers:
 async def body(data: bytes, rng: random.Random) -> AsyncIterator[bytes]:
     """As a client sends it: in pieces, some slowly."""
     piece = rng.choice([1000, 4096, 10_000, 65_536])
-    pause_s = rng.choice([0.0, 0.0, 0.0, 0.02, 0.3])
+    pause_s = min(rng.choice([0.0, 0.0, 0.0, 0.02, 0.3]), SLOWEST_BODY_S * piece / max(1, len(data)))
     for start in range(0, len(data), piece):
         if start and pause_s:
             await asyncio.sleep(pause_s)
