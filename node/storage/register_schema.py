@@ -25,6 +25,9 @@ from node.storage.sqlite_errors import is_full
 SCHEMA_VERSION = 2
 """``user_version`` of the database. 1 had neither checksums nor trees."""
 
+FORMATS, LAST_FORMAT = slice(18, 20), 2
+"""Where the file's header has the versions of the format that writers and readers must know, one byte each, and the last one."""
+
 CACHE_KIB = 8 * 1024
 """SQLite's page cache of each connection."""
 
@@ -104,6 +107,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
             script = "; ".join(SCHEMA)
             connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             return
+        _check_header(path)
         problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise Corrupt(f"{path} is damaged ({problem})")
@@ -113,22 +117,29 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
             raise Corrupt(f"{path} is damaged: it says that its schema is version {version}")
         if _definitions(connection) != _wanted_definitions():
             raise Corrupt(f"{path} is damaged: its tables are not defined as they were made")
-    except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
-            raise Corrupt(f"{path} is damaged: its tables can't be understood ({error})") from error
-        raise as_open_error(error, path) from error
     except SQLITE_ERRORS as error:
         raise as_open_error(error, path) from error
 
 
 def as_open_error(error: Exception, path: Path) -> Exception:
-    """What to raise for a database that can't be opened: OSError for a disk that can't be read, else what `failure_of` says."""
+    """What to raise for a database that can't be opened: OSError for a disk that can't be read, else what `failure_of` says. What is
+    executed then is known to be right: what SQLite can't make out is the file."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+        return Corrupt(f"{path} is damaged: it can't be understood ({error})")
     failure = failure_of(error, f"opening {path}")
     if type(failure) is HoldfastError:
         return OSError(errno.EIO, f"{path} can't be opened ({error})")
     if isinstance(failure, Corrupt):
         return Corrupt(f"{path} can't be read as a database ({error})")
     return failure
+
+
+def _check_header(path: Path) -> None:
+    """SQLite takes a file that says it is of a later format for one that may only be read, and says so at the first write."""
+    with path.open("rb") as file:
+        header = file.read(FORMATS.stop)
+    if max(header[FORMATS], default=0) > LAST_FORMAT:
+        raise Corrupt(f"{path} is damaged: it says that it is of another format than SQLite's")
 
 
 def _definitions(connection: sqlite3.Connection) -> set[tuple[str, str, str | None]]:

@@ -1,4 +1,5 @@
-"""Acknowledged means: on a quorum of the replicas' disks, or of those that stand in for them. Checked when an answer comes.
+"""Acknowledged means: on a quorum of the replicas' disks, or of those that stand in for them. Checked when an answer comes:
+what a power cut at that moment would leave there, of machines that are down too.
 
 A chunk store is watched from outside: what a request has put is looked for on the disks as soon as the store says that it is there,
 and once more when the request is answered. Nothing is judged before that: the parts of a write that came to nothing may be given back
@@ -58,4 +59,4 @@ def check(cluster: WholeCluster, stored: list[Stored], replicas: int, what: str)
 
 def _holders(cluster: WholeCluster, chunk: bytes, referrer: bytes) -> tuple[str, ...]:
     machines = cluster.machines.values()
-    return tuple(m.name for m in machines if chunk in m.chunks and referrer in m.chunks[chunk][1])
+    return tuple(m.name for m in machines if referrer in m.stores.references_on_disk(chunk))

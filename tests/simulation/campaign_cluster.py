@@ -16,8 +16,8 @@ from tests.simulation import acknowledged
 from tests.simulation.cuts import Cuts
 from tests.simulation.faults import HONEST, Fault
 from tests.support.simulated.loop import process_context
-from tests.support.simulated.memory_chunks import MemoryChunkStore
-from tests.support.simulated.memory_store import MemoryRegisterStore
+from tests.support.simulated.production_stores import ProductionStores
+from tests.support.simulated.stores import MemoryStores, StoresFactory
 from tests.support.simulated.streams import Streams
 from tests.support.simulated.whole_cluster import Machine, WholeCluster
 
@@ -45,10 +45,13 @@ class CampaignCluster(WholeCluster):
         down_out_s: float = 0.0,
         interval_s: float = 4.0,
         wild_clocks: bool = False,
+        stores: StoresFactory = MemoryStores,
         fault: Fault = HONEST,
     ) -> None:
         self.fault = fault
-        super().__init__(streams.seed, size, down_out_s=down_out_s, streams=streams, wild_clocks=wild_clocks)
+        super().__init__(
+            streams.seed, size, down_out_s=down_out_s, streams=streams, wild_clocks=wild_clocks, stores=stores
+        )
         self.repair = RepairSettings(interval_s=interval_s, persist_s=1.0, retry_s=1.0, down_out_s=down_out_s)
         self.volumes = fault.volume_settings(SETTINGS)
         self.cuts = Cuts(self.network)
@@ -56,14 +59,15 @@ class CampaignCluster(WholeCluster):
         self._register_sync_s, self._chunk_sync_s = rng.choice(SYNC_S), rng.choice(SYNC_S)
         self.losses = 0
         """Disks lost for good so far."""
+        self.stopping: set[str] = set()
+        """Who takes no requests any more."""
         self._requests: dict[str, dict[asyncio.Task[Any], None]] = {}
         self._sync_s: dict[str, float] = {}
-        self._room: dict[str, int] = {}
 
     def new_core(self, settings: PeerSettings, doors: Doors, life: Life) -> PeerCore:
         machine = self.machines[settings.name]
         doors = self.fault.doors(machine, doors)
-        self._apply(machine, doors.registers, doors.chunks)
+        self._set_pace(machine)
         settings = dataclasses.replace(settings, membership=MEMBERSHIP, tombstone_grace_s=TOMBSTONE_GRACE_S)
         core = PeerCore(settings, doors, life)
         self.fault.rig(core)
@@ -80,19 +84,34 @@ class CampaignCluster(WholeCluster):
         task.add_done_callback(lambda done: tasks.pop(done, None))
         return task
 
-    async def kill(self, machine: Machine) -> None:
-        tasks = list(self._requests.get(machine.name, ()))
-        for task in tasks:
-            task.cancel()
-        await machine.kill()
+    async def kill(self, machine: Machine, *, power: bool | None = None) -> None:
+        tasks = self._cancel_requests(machine)
+        await machine.kill(power=power)
         self.fault.after_kill(machine)
         if tasks:
             await asyncio.wait(tasks)
+
+    async def stop(self, machine: Machine) -> None:
+        """In good order: the requests that it has are cut off, and no more are taken."""
+        self.stopping.add(machine.name)
+        self._cancel_requests(machine)
+        await machine.stop()
+        self.stopping.discard(machine.name)
+
+    def process_ended(self, machine: Machine) -> None:
+        self._cancel_requests(machine)
+
+    def _cancel_requests(self, machine: Machine) -> list[asyncio.Task[Any]]:
+        tasks = list(self._requests.get(machine.name, ()))
+        for task in tasks:
+            task.cancel()
+        return tasks
 
     async def close(self) -> None:
         for machine in self.machines.values():
             if machine._task is not None:
                 await self.kill(machine)
+            machine.stores.remove()
 
     # Disks
 
@@ -102,23 +121,14 @@ class CampaignCluster(WholeCluster):
             self._sync_s.pop(machine.name, None)
         else:
             self._sync_s[machine.name] = sync_s
-        if machine.memory.register_store is not None:
-            self._apply(machine, machine.memory.register_store, machine.chunk_store)
+        self._set_pace(machine)
 
-    def fill(self, machine: Machine, room: int | None) -> None:
-        """Leave so many bytes for chunks; None: no end."""
-        if room is None:
-            self._room.pop(machine.name, None)
-        else:
-            self._room[machine.name] = sum(len(data) for data, _ in machine.chunks.values()) + room
-        if machine.memory.register_store is not None:
-            self._apply(machine, machine.memory.register_store, machine.chunk_store)
-
-    def _apply(self, machine: Machine, registers: Any, chunks: Any) -> None:
+    def _set_pace(self, machine: Machine) -> None:
         slow = self._sync_s.get(machine.name)
-        if isinstance(registers, MemoryRegisterStore):
-            registers.sync_s = slow or self._register_sync_s
-        if isinstance(chunks, MemoryChunkStore):
-            chunks._sync_s = slow or self._chunk_sync_s
-            chunks.capacity = self._room.get(machine.name)
-            chunks.reserve = 4096
+        machine.stores.set_pace(slow or self._register_sync_s, slow or self._chunk_sync_s)
+
+
+def production(machine: Machine) -> ProductionStores:
+    """The stores of a machine that has the daemon's own."""
+    assert isinstance(machine.stores, ProductionStores)
+    return machine.stores

@@ -10,7 +10,7 @@ from cluster.register.store import FRESH, LEARNER
 from cluster.volumes.head import VOLUME_SHARDS
 from tests.simulation.campaign_cluster import CampaignCluster
 from tests.simulation.result import BrokenError
-from tests.support.simulated.memory_store import tombstones_of
+from tests.simulation.scenario import SCRUB
 from tests.support.simulated.whole_cluster import Machine, get, put
 
 MONUMENT = "monument"
@@ -22,6 +22,9 @@ SETTLED_WITHIN_S = 120.0
 CLEAN_WITHIN_S = 300.0
 """Of virtual time, from the end of all trouble until everybody has relearned and the layout stands; and from there until every copy is
 where it belongs, and nothing else is anywhere."""
+
+WHOLE_WITHIN_S = 3 * SCRUB.period_s
+"""The pass under way, one more, and the repair of what it found."""
 
 
 class CopiesWatch:
@@ -53,7 +56,7 @@ class CopiesWatch:
     def _least(self) -> int:
         machines = self._cluster.machines.values()
         return min(
-            sum(chunk in m.chunks and referrer in m.chunks[chunk][1] for m in machines)
+            sum(referrer in m.stores.references_on_disk(chunk) for m in machines)
             for chunk, referrer in self._references
         )
 
@@ -82,15 +85,28 @@ async def clean(cluster: CampaignCluster) -> None:
         CLEAN_WITHIN_S,
         lambda: _what_differs(cluster, needed),
     )
+    await whole(cluster)
     left = end - asyncio.get_running_loop().time()
     await _until(
         cluster,
-        lambda: not any(tombstones_of(m.registers) for m in cluster.machines.values()) and cluster.converged(),
+        lambda: not any(_tombstones(m) for m in cluster.machines.values()) and cluster.converged(),
         "tombstones go",
         max(left, 60.0),
-        lambda: str({m.name: tombstones_of(m.registers) for m in cluster.machines.values()}),
+        lambda: str({m.name: _tombstones(m) for m in cluster.machines.values()}),
+    )
+    await _until(
+        cluster,
+        lambda: not _misnamed(cluster),
+        "everybody knows the others' releases",
+        30.0,
+        lambda: _misnamed(cluster),
     )
     await _until(cluster, lambda: not _in_hand(cluster), "nothing is left in hand", 30.0, lambda: _in_hand(cluster))
+
+
+async def whole(cluster: CampaignCluster) -> None:
+    """Every copy that is held is whole on its disk, though nobody need have read it."""
+    await _until(cluster, lambda: not _rotten(cluster), "every copy is whole", WHOLE_WITHIN_S, lambda: _rotten(cluster))
 
 
 async def patrol(cluster: CampaignCluster) -> None:
@@ -130,15 +146,15 @@ def _roots_equal(cluster: CampaignCluster) -> bool:
     for partition in range(layout.partitions):
         roots = set()
         for name in layout.replicas(partition):
-            tree = holders[name].registers.trees.get(partition)
+            tree = holders[name].running._doors.registers.trees().get(partition)
             roots.add((0, 0) if tree is None else (tree.sum(0, 0), tree.count(0, 0)))
         if len(roots) > 1:
             return False
-    for copies in {copies for machine in holders.values() for copies in machine.chunk_store.trees()}:
+    for copies in {copies for machine in holders.values() for copies in machine.running._doors.chunks.trees()}:
         for partition in range(layout.partitions):
             sums = set()
             for name in layout.placement(partition, copies):
-                tree = holders[name].chunk_store.trees().get(copies)
+                tree = holders[name].running._doors.chunks.trees().get(copies)
                 bits = layout.partition_bits
                 sums.add((0, 0) if tree is None else (tree.sum(bits, partition), tree.count(bits, partition)))
             if len(sums) > 1:
@@ -146,12 +162,18 @@ def _roots_equal(cluster: CampaignCluster) -> bool:
     return True
 
 
+def _tombstones(machine: Machine) -> int:
+    held = machine.stores.held_registers().values()
+    return sum(record.value is None for registers in held for record in registers.values())
+
+
 def _what_differs(cluster: CampaignCluster, needed: set[tuple[bytes, bytes]]) -> str:
     held = cluster.held()
+    kept = {name: machine.stores.held_chunks() for name, machine in cluster.machines.items()}
     lines: list[str] = []
     for kind, pairs in (("missing everywhere", needed - held), ("held and not needed", held - needed)):
         for chunk, referrer in sorted(pairs)[:4]:
-            who = [m.name for m in cluster.machines.values() if chunk in m.chunks and referrer in m.chunks[chunk][1]]
+            who = [name for name, chunks in kept.items() if chunk in chunks and referrer in chunks[chunk][1]]
             lines.append(f"{kind}: chunk {chunk.hex()[:8]} referrer {referrer.hex()} at {who}")
     if not cluster.settled():
         lines.append("not settled")
@@ -164,6 +186,30 @@ def _what_differs(cluster: CampaignCluster, needed: set[tuple[bytes, bytes]]) ->
             ]
             lines += [f"{machine.name} {text}" for text in busy]
     return "; ".join(lines)
+
+
+def _rotten(cluster: CampaignCluster) -> str:
+    """What is held, and is not whole on its disk."""
+    told: list[str] = []
+    for name, machine in cluster.machines.items():
+        held = {chunk for chunk, (_, references) in machine.stores.held_chunks().items() if references}
+        told += [
+            f"chunk {chunk.hex()[:8]} at {name}" for chunk in sorted(held.difference(machine.stores.chunks_on_disk()))
+        ]
+    return "; ".join(told)
+
+
+def _misnamed(cluster: CampaignCluster) -> str:
+    """Whose release somebody has wrong."""
+    told: list[str] = []
+    for name, machine in cluster.machines.items():
+        members = machine.running.membership.members()
+        told += [
+            f"{name} takes {other} to run {members[other].release!r}"
+            for other, peer in cluster.machines.items()
+            if other in members and members[other].release != peer.release.name
+        ]
+    return "; ".join(told)
 
 
 def _in_hand(cluster: CampaignCluster) -> str:

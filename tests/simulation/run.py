@@ -20,12 +20,13 @@ from tests.simulation.campaign_cluster import CampaignCluster
 from tests.simulation.faults import HONEST, Fault
 from tests.simulation.register_users import RegisterUsers
 from tests.simulation.result import BrokenError, Result
-from tests.simulation.scenario import SCENARIOS, Scenario
+from tests.simulation.scenario import SCENARIOS, STORES, Scenario
 from tests.simulation.trace import Trace
 from tests.simulation.trouble import SLOT_S, Event, Trouble, draw
 from tests.simulation.users import Users
 from tests.simulation.volume_users import NAMES, VolumeUsers
 from tests.support.simulated.loop import Stuck, VirtualTimeLoop
+from tests.support.simulated.release import LATER
 from tests.support.simulated.streams import Streams
 from tests.support.simulated.weather import CALM
 from tests.support.simulated.whole_cluster import Machine
@@ -72,7 +73,7 @@ def simulate(name: str, seed: int, *, cut: Cut = WHOLE, fault: Fault = HONEST) -
     try:
         with trace.logs(), fault.patched():
             try:
-                _drive(loop, run)
+                loop.run_to_the_end(run.main())
             except BaseException as error:
                 result.broken = _cause(error)
                 if isinstance(error, KeyboardInterrupt):
@@ -94,19 +95,6 @@ def fingerprint(result: Result) -> str:
     return digest.hexdigest()
 
 
-def _drive(loop: VirtualTimeLoop, run: _Run) -> None:
-    try:
-        loop.run_until_complete(run.main())
-    finally:
-        loop.release_all()
-        left = sorted(asyncio.all_tasks(loop), key=hash)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-
-
 class _Run:
     def __init__(
         self, streams: Streams, scenario: Scenario, cut: Cut, fault: Fault, trace: Trace, result: Result
@@ -123,8 +111,13 @@ class _Run:
             down_out_s=scenario.down_out_s,
             interval_s=scenario.interval_s,
             wild_clocks=scenario.wild_clocks,
+            stores=STORES[scenario.stores],
             fault=fault,
         )
+        chance = random.Random(f"releases {seed}")
+        for machine in self._cluster.machines.values():
+            if chance.random() < scenario.later_share:
+                machine.release = LATER
         self._users = Users(seed, self._cluster, trace)
         self._registers = RegisterUsers(self._users, scenario.deletes)
         self._volumes = VolumeUsers(self._users, scenario.deletes, scenario.slow_readers)
@@ -196,6 +189,7 @@ class _Run:
         self._cluster.network.set_weather(CALM)
         await invariants.settle(self._cluster)
         self._trace.note("everybody has recovered")
+        await invariants.whole(self._cluster)
         rng = random.Random(f"calm {self._seed}")
         machines = list(self._cluster.machines.values())
         for place, machine in enumerate(machines):

@@ -6,19 +6,37 @@ A scenario and a seed are a run (`tests.simulation.run`); everything that a run 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
+from node.storage.scrub import ScrubSettings
+from tests.support.simulated.production_stores import SETTINGS, ProductionStores
+from tests.support.simulated.stores import MemoryStores, StoresFactory
 from tests.support.simulated.weather import CALM, STORM, WINDY, Weather
 
 CRASH, FREEZE, WIPE, OLD_COPY, CUT, SLOW, FULL = "crash", "freeze", "wipe", "old copy", "cut", "slow", "full"
 LONE_COPY, LONE_LEADER = "lone copy", "lone leader"
 BLACKOUT, JOIN, REMOVE, RESIZE, ABORT, AWAY = "blackout", "join", "remove", "resize", "abort", "away"
+POWER, ROT, EIO, ENOSPC, UPGRADE = "power", "rot", "eio", "enospc", "upgrade"
+
+CHUNKS = replace(SETTINGS, grace_s=5.0, file_bytes=16 * 1024, flush_states=8)
+"""So little that files die, and are emptied, while the users are there."""
+
+SCRUB = ScrubSettings(period_s=30.0)
+"""So soon is all that has rotted found."""
+
+MEMORY, PRODUCTION = "memory", "production"
+STORES: dict[str, StoresFactory] = {
+    MEMORY: MemoryStores,
+    PRODUCTION: partial(ProductionStores, settings=CHUNKS, scrub=SCRUB),
+}
+"""`PRODUCTION`: the daemon's own, on a simulated disk."""
 
 PLANNED = frozenset({JOIN, REMOVE, RESIZE, ABORT})
 """Changes of the layout: what somebody wanted."""
 
-LOSSES = frozenset({WIPE, OLD_COPY, LONE_COPY})
-"""What takes a copy of everything on a disk for good."""
+LOSSES = frozenset({WIPE, OLD_COPY, LONE_COPY, ROT, EIO})
+"""What takes copies on a disk for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +63,12 @@ class Scenario:
     """Whether the nodes' clocks drift, and their wall clocks are hours off and jump."""
     slow_readers: float = 0.2
     """Of the readers of volumes, how many take seconds."""
-    aims: bool = False
-    """Whether it is made for one moment in which a fault would hurt, and little else: tests run fewer seeds of it."""
+    fewer: bool = False
+    """Whether tests run fewer seeds of it: it is made for one moment in which a fault would hurt, and little else, or takes long."""
+    later_share: float = 0.0
+    """Of the nodes, how many run a later release at first."""
+    stores: str = MEMORY
+    """What nodes keep registers and chunks on: one of `STORES`."""
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -66,7 +88,7 @@ SCENARIOS: dict[str, Scenario] = {
         events=2,
         active_s=16.0,
         interval_s=20.0,
-        aims=True,
+        fewer=True,
     ),
     "lone-leaders": Scenario(
         nodes=(3,),
@@ -76,7 +98,7 @@ SCENARIOS: dict[str, Scenario] = {
         events=8,
         active_s=10.0,
         interval_s=20.0,
-        aims=True,
+        fewer=True,
     ),
     "partitions": Scenario(nodes=(3, 5), troubles={CUT: 3, CRASH: 1}, events=6),
     "winds": Scenario(nodes=(3, 5), troubles={CRASH: 2, CUT: 1}, events=4, weather=WINDY, wild_clocks=True),
@@ -96,7 +118,7 @@ SCENARIOS: dict[str, Scenario] = {
         troubles={FULL: 1},
         events=8,
         active_s=8.0,
-        aims=True,
+        fewer=True,
     ),
     "moved-out": Scenario(nodes=(5,), troubles={AWAY: 1}, events=1, active_s=35.0, down_out_s=8.0, operations=160),
     "deletes": Scenario(
@@ -119,5 +141,42 @@ SCENARIOS: dict[str, Scenario] = {
         },
         events=9,
         active_s=30.0,
+    ),
+    "disks": Scenario(
+        nodes=(3, 5),
+        operations=120,
+        troubles={CRASH: 2, POWER: 2, BLACKOUT: 1, SLOW: 1, WIPE: 1, OLD_COPY: 1},
+        events=6,
+        stores=PRODUCTION,
+        fewer=True,
+    ),
+    "rot": Scenario(nodes=(3, 5), operations=120, troubles={ROT: 3, CRASH: 1}, events=7, stores=PRODUCTION, fewer=True),
+    "failing-disks": Scenario(
+        nodes=(3, 5),
+        operations=120,
+        troubles={EIO: 3, ENOSPC: 2, FULL: 1, CRASH: 1},
+        events=7,
+        active_s=25.0,
+        stores=PRODUCTION,
+        fewer=True,
+    ),
+    "releases": Scenario(
+        nodes=(3, 5),
+        operations=150,
+        troubles={UPGRADE: 4, CRASH: 1, FREEZE: 1, CUT: 1},
+        events=8,
+        active_s=25.0,
+        later_share=0.4,
+        fewer=True,
+    ),
+    "winds-and-losses": Scenario(
+        nodes=(3, 5),
+        operations=150,
+        troubles={WIPE: 2, OLD_COPY: 2, JOIN: 2, CRASH: 1},
+        events=5,
+        active_s=25.0,
+        weather=WINDY,
+        wild_clocks=True,
+        fewer=True,
     ),
 }

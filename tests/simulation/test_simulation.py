@@ -20,26 +20,26 @@ from tests.simulation.run import fingerprint
 from tests.simulation.scenario import SCENARIOS
 from tests.simulation.today import FIRST_OF_TODAY
 
-WHOLE_SEEDS, REGISTER_SEEDS = range(1, 7), range(1, 9)
-WHOLE_TODAY, REGISTER_TODAY = 3, 3
-"""Of each scenario: 39 of them make more than 300 runs. A run of whole nodes takes about two seconds, one of registers alone one."""
+WHOLE_SEEDS, REGISTER_SEEDS = range(1, 5), range(1, 9)
+WHOLE_TODAY, REGISTER_TODAY = 2, 3
+"""Of each scenario: more than 300 runs. A run of whole nodes takes about three seconds, one of registers alone one."""
 
-AIMED_SHARE = 3
-"""Of a scenario that aims at one moment, one in so many of those seeds."""
+FEWER_SEEDS, FEWER_TODAY = range(1, 3), 1
+"""Of those that take long, or aim at one moment."""
 
 
 def runs(*, today: bool) -> list[tuple[str, int]]:
     """Scenario by scenario within a seed, so that the processes of a test run share the slow ones."""
     if today:
-        whole = range(FIRST_OF_TODAY, FIRST_OF_TODAY + WHOLE_TODAY)
-        registers = range(FIRST_OF_TODAY, FIRST_OF_TODAY + REGISTER_TODAY)
+        whole, registers, few = (
+            range(FIRST_OF_TODAY, FIRST_OF_TODAY + count) for count in (WHOLE_TODAY, REGISTER_TODAY, FEWER_TODAY)
+        )
     else:
-        whole, registers = WHOLE_SEEDS, REGISTER_SEEDS
-    few_whole, few_registers = whole[: len(whole) // AIMED_SHARE], registers[: len(registers) // AIMED_SHARE]
+        whole, registers, few = WHOLE_SEEDS, REGISTER_SEEDS, FEWER_SEEDS
     scenarios, plans = SCENARIOS.items(), catalogue.REGISTER_PLANS.items()
-    return [
-        (name, seed) for seed in whole for name, scenario in scenarios if not scenario.aims or seed in few_whole
-    ] + [(name, seed) for seed in registers for name, plan in plans if not plan.aims or seed in few_registers]
+    return [(name, seed) for seed in whole for name, scenario in scenarios if not scenario.fewer or seed in few] + [
+        (name, seed) for seed in registers for name, plan in plans if not plan.fewer or seed in few
+    ]
 
 
 def test_there_are_enough() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -39,11 +40,28 @@ class Trace:
             self.note(f"log {name} " + " ".join(f"{key}={event[key]}" for key in sorted(event)))
             raise structlog.DropEvent
 
+        stores = logging.getLogger("node")
+        handler = _Handler(self)
         structlog.configure(processors=[take])
+        stores.addHandler(handler)
+        stores.propagate = False
         try:
             yield
         finally:
             structlog.configure(**before)
+            stores.removeHandler(handler)
+            stores.propagate = True
+
+
+class _Handler(logging.Handler):
+    """For what the stores log, who know no events."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._trace.note(f"log {record.getMessage()}")
 
 
 def around(lines: list[Line], mark: str = "") -> list[Line]:

@@ -3,23 +3,24 @@
 An event says what it wants; whether it may happen is decided when its time comes, since that depends on what else is the matter then:
 
 * never more than a minority of the nodes in trouble at once (a blackout takes all, and gives them back as they were);
-* a disk is lost for good only while everybody else is there and has relearned, and every chunk that an earlier loss took a copy of has
-  two again.
+* a disk is lost for good, or rots, only while everybody else is there and has relearned, and every chunk that an earlier loss took a copy
+  of has two again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections import Counter
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.errors import HoldfastError
 from cluster.governance.state import StagedChange
 from cluster.register.store import LEARNER
-from tests.simulation.campaign_cluster import CampaignCluster
+from tests.simulation.campaign_cluster import CampaignCluster, production
 from tests.simulation.register_users import RegisterUsers
 from tests.simulation.scenario import (
     ABORT,
@@ -27,6 +28,8 @@ from tests.simulation.scenario import (
     BLACKOUT,
     CRASH,
     CUT,
+    EIO,
+    ENOSPC,
     FREEZE,
     FULL,
     JOIN,
@@ -35,15 +38,19 @@ from tests.simulation.scenario import (
     LOSSES,
     OLD_COPY,
     PLANNED,
+    POWER,
     REMOVE,
     RESIZE,
+    ROT,
     SLOW,
+    UPGRADE,
     WIPE,
     Scenario,
 )
 from tests.simulation.trace import Trace
-from tests.support.simulated.memory_chunks import ChunkDisk
-from tests.support.simulated.memory_store import DiskContent
+from tests.support.simulated.disk import Failure
+from tests.support.simulated.production_stores import ProductionStores
+from tests.support.simulated.release import LATER, PRESENT
 from tests.support.simulated.whole_cluster import Machine
 
 SLOT_S = 2.0
@@ -61,10 +68,32 @@ MENDED_S = 0.3
 PATIENCE_S = 12.0
 """How long an event waits until it may happen; then it is left out."""
 
+WRITING_LOOK_S, WRITING_LOOKS = 0.0005, 4000
+"""How often is looked whether chunks are being written, and how many times at most."""
+
 WHOLE_AGAIN_S = 300.0
 """After the end of what was the matter the cluster must be whole within so long."""
 
 LEAST_MEMBERS = 3
+
+COMMIT = "commit"
+"""Of registers; the other calls are those of `Disk`."""
+
+CALLS = (
+    "pwritev",
+    "pwritev",
+    "fdatasync",
+    "fdatasync",
+    "pread",
+    "pread",
+    "create",
+    "truncate",
+    "unlink",
+    "open",
+    "fsync_directory",
+)
+FAILURES = {EIO: (errno.EIO, (*CALLS, COMMIT, COMMIT)), ENOSPC: (errno.ENOSPC, ("pwritev", COMMIT, "create"))}
+"""Error number, and the calls that may fail with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +155,7 @@ class Trouble:
                 finally:
                     self.planned -= 1
             return
-        end = asyncio.get_running_loop().time() + (PATIENCE_S if event.kind in {*LOSSES, BLACKOUT} else 0.5)
+        end = asyncio.get_running_loop().time() + (PATIENCE_S if event.kind in {*LOSSES, BLACKOUT, UPGRADE} else 0.5)
         while (machine := self._victim(event)) is None:
             if asyncio.get_running_loop().time() >= end:
                 self.counts[f"{event.kind} left out"] += 1
@@ -153,6 +182,8 @@ class Trouble:
         elif len(self._busy) + 1 > (LEAST_MEMBERS - 1) // 2 and not self._many_may(machines):
             return None
         free = [m for m in machines if m.name not in self._busy and m.core is not None and m.has_layout()]
+        if event.kind == UPGRADE:  # first those that have not got it yet
+            free = [m for m in free if m.release is not LATER] or free
         if not free:
             return None
         machine = free[event.node % len(free)]
@@ -173,7 +204,7 @@ class Trouble:
         if any(r.standing == LEARNER for m in members for r in m.running.acceptor.standings().values()):
             return False
         for chunk in self._at_risk:
-            copies = sum(chunk in m.chunks and bool(m.chunks[chunk][1]) for m in cluster.machines.values())
+            copies = sum(bool(m.stores.references_on_disk(chunk)) for m in cluster.machines.values())
             if copies == 1:
                 return False
         return True
@@ -181,6 +212,7 @@ class Trouble:
     async def _happen(self, event: Event, machine: Machine) -> None:
         cluster = self._cluster
         if event.kind in {CRASH, AWAY}:
+            await self._writing(machine)
             await cluster.kill(machine)
             await asyncio.sleep(event.lasts)
             machine.start()
@@ -192,6 +224,13 @@ class Trouble:
             for other in killed:
                 other.start()
             await asyncio.sleep(1.0)
+        elif event.kind == POWER:
+            await self._writing(machine)
+            for _ in range(1 + event.extra % 3):
+                await cluster.kill(machine, power=True)
+                await asyncio.sleep(min(event.lasts, 1.5))
+                machine.start()
+                await asyncio.sleep(event.extra % 89 / 1000)  # it may fail again while the node starts
         elif event.kind == FREEZE:
             cluster.network.freeze(machine.name)
             await asyncio.sleep(event.lasts)
@@ -209,11 +248,23 @@ class Trouble:
             await asyncio.sleep(event.lasts)
             cluster.slow(machine, None)
         elif event.kind == FULL:
-            cluster.fill(machine, event.extra % 8192)
+            machine.stores.fill(event.extra % 8192)
             await asyncio.sleep(event.lasts)
-            cluster.fill(machine, None)
+            machine.stores.fill(None)
         elif event.kind == LONE_LEADER:
             await self._cut_off_a_leader(machine)
+        elif event.kind in FAILURES:
+            await self._fail(event, machine)
+        elif event.kind == UPGRADE:
+            await (cluster.kill(machine) if event.extra % 3 == 0 else cluster.stop(machine))
+            back = machine.release is LATER and event.extra % 2 == 0
+            machine.release = PRESENT if back else LATER
+            self._trace.note(f"! {machine.name} gets {'the present' if back else 'a later'} release")
+            await asyncio.sleep(min(event.lasts, 1.5))
+            machine.start()
+            await cluster.until(machine.has_layout, f"{machine.name} is back", WHOLE_AGAIN_S)
+        elif event.kind == ROT:
+            await self._rot(event, machine)
         else:
             await self._lose(event, machine)
 
@@ -239,32 +290,83 @@ class Trouble:
         await asyncio.gather(*(users.read(third, key) for key in keys))
         cuts.mend(machine.name, [third.name], one_way=False)
 
+    @staticmethod
+    async def _writing(machine: Machine) -> None:
+        """Wait for a moment in which chunks are being written. In memory there is none."""
+        if isinstance(machine.stores, ProductionStores):
+            for _ in range(WRITING_LOOKS):
+                if machine.stores.is_writing():
+                    return
+                await asyncio.sleep(WRITING_LOOK_S)
+
+    async def _rot(self, event: Event, machine: Machine) -> None:
+        """Bits flip: in the chunk log while it is used, in registers while they are not, since all of them are looked at when they are
+        opened."""
+        cluster, stores = self._cluster, production(machine)
+        chance = random.Random(f"rot {event.extra}")
+        cluster.losses += 1
+        if event.extra % 3 == 0:
+            await cluster.kill(machine)
+            stores.register_files.rot(chance, chance.choice([1, 3, 10, 100]))
+            machine.start()
+            await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
+            return
+        self._at_risk = frozenset(stores.chunks_on_disk())
+        for _ in range(1 + event.extra % 5):
+            self._trace.note(f"! {machine.name} has a flipped bit in {stores.disk.rot(chance)}")
+        await asyncio.sleep(event.lasts)
+        if event.extra % 2 == 0:
+            await cluster.kill(machine)
+            machine.start()
+
+    async def _fail(self, event: Event, machine: Machine) -> None:
+        """The disk fails at some call that comes, once, a few times or for a while. Who has ended, or says that nothing can be written any
+        more, is started again when the disk works again."""
+        cluster, stores = self._cluster, production(machine)
+        number, calls = FAILURES[event.kind]
+        call = calls[event.extra % len(calls)]
+        after, times = event.extra // 7 % 6, (1, 3, None)[event.extra % 3]
+        if event.kind in LOSSES:  # what can't be read counts as damaged
+            cluster.losses += 1
+            self._at_risk = frozenset(stores.chunks_on_disk())
+        if call == COMMIT:
+            stores.register_files.faults.fail(number, after=after, times=times, kept=event.extra % 2 == 0)
+        else:
+            stores.disk.failures.append(Failure(call, number, after, times))
+        self._trace.note(f"! {machine.name} fails at {call}, after {after}, {times or 'all'} times")
+        await asyncio.sleep(max(event.lasts, SLOT_S))
+        stores.heal()
+        if machine.core is None or machine.running._doors.chunks.statistics().failure is not None:
+            self._trace.note(f"! {machine.name} is started again")
+            await cluster.kill(machine, power=False)
+            machine.start()
+
     async def _lose(self, event: Event, machine: Machine) -> None:
         cluster = self._cluster
         if event.kind == OLD_COPY:
-            registers, chunks = machine.copy_disk(), deepcopy(machine.chunks)
+            saved = machine.copy_disk()
             await asyncio.sleep(event.lasts)
             await cluster.kill(machine)
             machine.start()
             await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
         if event.kind == LONE_COPY:
-            registers, chunks = await self._leave_a_lone_copy(event, machine)
+            saved = await self._leave_a_lone_copy(event, machine)
         await cluster.kill(machine)
-        self._at_risk = frozenset(chunk for chunk, (_, references) in machine.chunks.items() if references)
+        self._at_risk = frozenset(machine.stores.chunks_on_disk())
         cluster.losses += 1
         if event.kind == WIPE:
             machine.wipe()
             await asyncio.sleep(event.lasts)
         else:
-            machine.memory.registers, machine.memory.chunks = registers, chunks
+            machine.put_back(saved)
         machine.start()
         await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
 
-    async def _leave_a_lone_copy(self, event: Event, machine: Machine) -> tuple[DiskContent, ChunkDisk]:
+    async def _leave_a_lone_copy(self, event: Event, machine: Machine) -> Any:
         """The machine's disks as they were before another was cut off and users wrote a burst: when they are put back, and the cut is
         mended, whatever was written has one copy less than a quorum."""
         cluster = self._cluster
-        registers, chunks = machine.copy_disk(), deepcopy(machine.chunks)
+        saved = machine.copy_disk()
         await cluster.kill(machine)
         machine.start()
         await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
@@ -276,7 +378,7 @@ class Trouble:
         cluster.cuts.cut(missing, [machine.name, *others], one_way=False, refuse=True)
         await asyncio.sleep(BURST_S)
         cluster.cuts.mend(missing, [machine.name, *others], one_way=False)
-        return registers, chunks
+        return saved
 
     async def _change_layout(self, event: Event) -> None:
         cluster = self._cluster

@@ -63,7 +63,8 @@ class Users:
         return self._number
 
     def gateway(self, rng: random.Random) -> Machine | None:
-        up = [machine for machine in self.cluster.machines.values() if machine.has_layout()]
+        cluster = self.cluster
+        up = [m for m in cluster.machines.values() if m.has_layout() and m.name not in cluster.stopping]
         return rng.choice(up) if up else None
 
     def now(self) -> float:

@@ -265,7 +265,7 @@ class VolumeUsers:
 
 
 async def body(data: bytes, rng: random.Random) -> AsyncIterator[bytes]:
-    """As a client sends it: in pieces, some slowly."""
+    """As a client sends it: in pieces, some slowly, all of it within `SLOWEST_BODY_S`."""
     piece = rng.choice([1000, 4096, 10_000, 65_536])
     pause_s = min(rng.choice([0.0, 0.0, 0.0, 0.02, 0.3]), SLOWEST_BODY_S * piece / max(1, len(data)))
     for start in range(0, len(data), piece):

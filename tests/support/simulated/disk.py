@@ -113,6 +113,12 @@ class SimulatedDisk:
         self._unsynced_names: list[Event] = []
         self._descriptors: dict[int, int] = {}
         self._numbers = 0
+        self._first = 0
+        """Descriptors below are of processes that are gone."""
+        self.upheavals = 0
+        """How often something else than a write has changed what is durable: crashes and rot."""
+        self.sound = True
+        """Whether no bit was ever flipped and no call ever failed as `failures` want it."""
         self._lock = threading.RLock()
 
     def note(self, mark: Any) -> None:
@@ -143,6 +149,7 @@ class SimulatedDisk:
                     failure.times -= 1
                     if not failure.times:
                         self.failures.remove(failure)
+                self.sound = False
                 return failure.number
         return None
 
@@ -177,6 +184,8 @@ class SimulatedDisk:
 
     def close(self, descriptor: int) -> None:
         with self._lock:
+            if descriptor < self._first:
+                return
             file = self._descriptors.pop(descriptor)
             if file not in self._names.values():
                 self._forget_lost()
@@ -222,7 +231,7 @@ class SimulatedDisk:
             return bytes(self._contents[self._descriptors[descriptor]].visible[offset : offset + length])
 
     def preadv_nowait(self, descriptor: int, buffer: bytearray, offset: int) -> int:
-        if not self.cached:
+        if not self.cached or descriptor < self._first:
             return 0
         with self._lock:
             data = self._contents[self._descriptors[descriptor]].visible[offset : offset + len(buffer)]
@@ -324,9 +333,10 @@ class SimulatedDisk:
     def crash(self, chance: random.Random, *, power: bool = True) -> None:
         """The process is gone; with `power` also, by chance, what was not synced. In place: for the disk's next process."""
         with self._lock:
+            self.upheavals += 1
             self._descriptors.clear()
+            self._first = self._numbers + 1
             self.calls_left = None
-            self.failures.clear()
             if power:
                 for change in self._unsynced_names:
                     if chance.random() < 0.5:
@@ -343,11 +353,11 @@ class SimulatedDisk:
 
     def rot(self, chance: random.Random) -> str | None:
         """A flipped bit anywhere in what is stored; the file it is in."""
-        paths = [path for path in self.paths() if self._contents[self._names[path]].visible]
-        if not paths:
+        sizes = {path: len(self._contents[self._names[path]].visible) for path in self.paths()}
+        if not sum(sizes.values()):
             return None
-        path = chance.choice(paths)
-        self.flip(path, chance.randrange(len(self._contents[self._names[path]].visible)), 1 << chance.randrange(8))
+        path = chance.choices(list(sizes), list(sizes.values()))[0]
+        self.flip(path, chance.randrange(sizes[path]), 1 << chance.randrange(8))
         return path
 
     def _with(self, files: dict[str, bytes]) -> SimulatedDisk:
@@ -369,11 +379,22 @@ class SimulatedDisk:
     def flip(self, path: str, offset: int, mask: int = 0x10) -> None:
         """Rot: change a byte where it lies."""
         with self._lock:
+            self.upheavals += 1
+            self.sound = False
             content = self._contents[self._names[path]]
             content.visible[offset] ^= mask
             if offset < len(content.durable):
                 content.durable[offset] ^= mask
             self._record(Event("rot", self._names[path], path, offset, bytes([mask])))
+
+    def used(self) -> int:
+        """Bytes that files take."""
+        with self._lock:
+            return self._used()
+
+    def durable(self) -> dict[str, bytearray]:
+        """By path, what a power cut now would leave for sure. To look at."""
+        return {path: self._contents[file].durable for path, file in self._synced_names.items()}
 
     def bytes_of(self, path: str) -> bytes:
         return bytes(self._contents[self._names[path]].visible)

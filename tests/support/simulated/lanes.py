@@ -30,8 +30,9 @@ JOB_S: Final[Mapping[str, float]] = {
 }
 """How long a job takes on an average, for lanes whose jobs wait for a sync; on others `READ_S`."""
 
-CALLS_LEFT: Final = 12
-"""A job that a crash cuts off ends before one of its first so many calls to the disk, if it has as many."""
+CALLS_LEFT: Final = (0, 1, 1, 1, 1, 2, 3, 5, 8, 12)
+"""How many calls to the disk are left to a job that a crash cuts off, if it has as many: drawn. A batch of chunks is one write, then a
+sync."""
 
 
 class _Job(Future[R]):
@@ -69,7 +70,9 @@ class _Job(Future[R]):
 class SimulatedLane:
     def __init__(self, lanes: SimulatedLanes, name: str, width: int) -> None:
         self._lanes = lanes
+        self.name = name
         self._mean_s = JOB_S.get(name, READ_S)
+        self._of_registers = name.startswith("registers")
         self._width = width
         self._waiting: deque[_Job[Any]] = deque()
         self._begun: list[_Job[Any]] = []
@@ -140,7 +143,9 @@ class SimulatedLane:
         while self._waiting and len(self._begun) < self._width:
             job = self._waiting.popleft()
             self._begun.append(job)
-            job.timer = loop.call_later(self._lanes.pause(self._mean_s), self._end, job)
+            job.timer = loop.call_later(
+                self._lanes.pause(self._mean_s, of_registers=self._of_registers), self._end, job
+            )
 
     def _end(self, job: _Job[Any]) -> None:
         self._begun.remove(job)
@@ -157,11 +162,12 @@ class SimulatedLane:
 
 
 class SimulatedLanes:
-    """The lanes of one process. ``slowness`` may be changed at any time: 1 is a good disk, 1000 one that is dying."""
+    """The lanes of one process. ``slowness`` may be changed at any time: 1 is a good disk, 1000 one that is dying. ``register_slowness``:
+    of the lanes of registers, which may have a disk of their own."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self.slowness = 1.0
+        self.slowness = self.register_slowness = 1.0
         self.crashed = False
         self._all: list[SimulatedLane] = []
 
@@ -170,8 +176,13 @@ class SimulatedLanes:
         self._all.append(lane)
         return lane
 
-    def pause(self, mean_s: float) -> float:
-        return mean_s * self.slowness * (0.2 + self._rng.expovariate(1))
+    def pause(self, mean_s: float, *, of_registers: bool) -> float:
+        slowness = self.register_slowness if of_registers else self.slowness
+        return mean_s * slowness * (0.2 + self._rng.expovariate(1))
+
+    def is_working(self, name: str) -> bool:
+        """Whether a job of that lane is under way."""
+        return any(lane._begun for lane in self._all if lane.name == name)
 
     def crash(self, disk: SimulatedDisk) -> None:
         """The process dies now: what had begun is done, is not, or is cut off in the middle of its calls to the disk."""
@@ -179,8 +190,8 @@ class SimulatedLanes:
         begun = [job for lane in self._all for job in lane.abandon()]
         self._rng.shuffle(begun)
         for job in begun:
-            fate = self._rng.choice(["done", "not begun", "cut off"])
+            fate = self._rng.choice(["done", "not begun", "cut off", "cut off"])
             if fate != "not begun" and not job.done():
-                disk.calls_left = self._rng.randrange(CALLS_LEFT) if fate == "cut off" else None
+                disk.calls_left = self._rng.choice(CALLS_LEFT) if fate == "cut off" else None
                 with suppress(PowerCut):
                     job.perform()

@@ -376,6 +376,19 @@ class VirtualTimeLoop(LoopWithoutIO):
             raise RuntimeError("the loop was stopped before the future was done")
         return task.result()
 
+    def run_to_the_end(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run it, then end whatever it left behind."""
+        try:
+            return cast("T", self.run_until_complete(main))
+        finally:
+            self.release_all()
+            left = sorted(asyncio.all_tasks(self), key=hash)
+            for task in left:
+                task.cancel()
+            if left:
+                self.run_until_complete(asyncio.wait(left, timeout=1.0))
+            self.run_until_complete(self.shutdown_asyncgens())
+
     def _completed(self, future: asyncio.Future[Any]) -> None:
         self._stopping = True
 
@@ -472,16 +485,7 @@ def run_virtual(
         streams = Streams(seed)
     loop = VirtualTimeLoop(streams.stream("scheduling") if streams is not None else None, scheduling, trace)
     try:
-        try:
-            result = cast("T", loop.run_until_complete(main))
-        finally:
-            loop.release_all()
-            left = sorted(asyncio.all_tasks(loop), key=hash)
-            for task in left:
-                task.cancel()
-            if left:
-                loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-            loop.run_until_complete(loop.shutdown_asyncgens())
+        result = loop.run_to_the_end(main)
         assert not loop.faults, loop.faults
     except BaseException as error:
         if loop.trace.on:

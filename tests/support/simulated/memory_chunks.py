@@ -58,7 +58,7 @@ class MemoryChunkStore:
     def __init__(self, disk: ChunkDisk, rng: random.Random, sync_s: float = 0.002) -> None:
         self.disk = disk
         self._rng = rng
-        self._sync_s = sync_s
+        self.sync_s = sync_s
         self.puts = 0
         self._trees: dict[int, DigestTree] = {}
         self._counted: dict[bytes, dict[bytes, int]] = {}
@@ -73,7 +73,7 @@ class MemoryChunkStore:
         """Part of the capacity that users' puts leave free; repairs may use half of it."""
 
     async def _sync(self) -> None:
-        await asyncio.sleep(self._sync_s * (0.2 + self._rng.expovariate(1)))
+        await asyncio.sleep(self.sync_s * (0.2 + self._rng.expovariate(1)))
 
     async def put(self, chunk: bytes, payload: Buffer, reference: Reference, *, repair: bool = False) -> None:
         data = bytes(payload)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-import tempfile
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +31,9 @@ from node.storage.register_store import SqliteRegisterStore
 from node.storage.scrub import Scrubber, ScrubSettings
 from node.storage.scrub_progress import ScrubFile
 from tests.support.simulated.disk import SimulatedDisk
-from tests.support.simulated.lanes import SimulatedLanes
-from tests.support.simulated.sqlite_files import Files, RegisterFiles, SimulatedIndex, memory_directory
+from tests.support.simulated.durable_log import DurableLog
+from tests.support.simulated.lanes import SYNC_S, SimulatedLanes
+from tests.support.simulated.sqlite_files import Files, RegisterFiles, SimulatedIndex, new_directory
 from tests.support.simulated.stores import Hosted, OpenStores, one_life
 
 LOG_DIRECTORY: Final = "/chunks"
@@ -45,8 +46,12 @@ SETTINGS: Final = ChunkStoreSettings(
 
 SCRUB: Final = ScrubSettings(period_s=120.0)
 WORTH_BYTES: Final = 4096
-POWER_CUT: Final = 0.7
+POWER_CUT: Final = 0.5
 """The share of crashes that are power cuts; the others are the end of the process alone."""
+
+
+FAILURES: Final = (HoldfastError, OSError, sqlite3.Error)
+"""What ends a process as it ends the daemon. Anything else is a mistake."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,7 @@ class ProductionStores:
         rng: random.Random,
         *,
         settings: ChunkStoreSettings = SETTINGS,
+        scrub: ScrubSettings = SCRUB,
         capacity: int = 1 << 30,
         make_disk: Callable[..., SimulatedDisk] = SimulatedDisk,
         open_registers: Callable[..., SqliteRegisterStore] = SqliteRegisterStore.open,
@@ -85,16 +91,19 @@ class ProductionStores:
         self._rng = rng
         self._chance = random.Random(f"{seed} {name} disk")
         self._settings = settings
-        self._capacity = capacity
+        self._scrub = scrub
+        self._capacity = self._whole_capacity = capacity
         self._make_disk = make_disk
         self._open_registers = open_registers
-        self._directory = tempfile.TemporaryDirectory(dir=memory_directory(), prefix="simulated-")
+        self._directory = new_directory()
         root = Path(self._directory.name)
         self.disk = self._new_disk()
+        self._log = DurableLog(self.disk)
         self.index = SimulatedIndex(str(root / INDEX_NAME))
         self.register_files = RegisterFiles(root)
-        self.slowness = 1.0
-        self.failure: Exception | None = None
+        self._slowness = (1.0, 1.0)
+        """Of registers and chunks."""
+        self.failure: BaseException | None = None
         self.damages: list[Damage] = []
         """All that were found."""
         self.crashes: list[str] = []
@@ -104,14 +113,28 @@ class ProductionStores:
     def _new_disk(self) -> SimulatedDisk:
         return self._make_disk(capacity=self._capacity, history=False)
 
+    def _put_in(self, disk: SimulatedDisk) -> None:
+        self.disk = disk
+        self._log = DurableLog(disk)
+
     # -- a process
 
     async def run(self, node: Hosted, clock: Clock) -> None:
+        try:
+            await self._serve(node, clock)
+        except Exception as error:
+            causes = list(leaves(error))
+            if not all(isinstance(cause, FAILURES) for cause in causes):
+                raise
+            self.failure = self.failure or causes[0]
+            self._end_of_process(power=False)
+
+    async def _serve(self, node: Hosted, clock: Clock) -> None:
         assert self._process is None
         self.failure = None
         chance = random.Random(self._chance.randbytes(16))
         lanes = SimulatedLanes(chance)
-        lanes.slowness = self.slowness
+        lanes.register_slowness, lanes.slowness = self._slowness
 
         def damaged(damage: Damage) -> None:
             self.damages.append(damage)
@@ -130,8 +153,10 @@ class ProductionStores:
         process = self._process = _Process(lanes, chunks)
         chunks.ensure_room_to_start()
         await chunks.open()
+        if self.disk.sound:
+            self._check_open()
         lane = lanes.open("scrub")
-        scrubber = Scrubber(chunks, ScrubFile(self.disk, LOG_DIRECTORY), clock, SCRUB, lane)
+        scrubber = Scrubber(chunks, ScrubFile(self.disk, LOG_DIRECTORY), clock, self._scrub, lane)
         jobs: list[Job] = [ChunkExpiry(chunks), ChunkCompaction(chunks, clock, worth_bytes=WORTH_BYTES), scrubber]
         async with asyncio.TaskGroup() as group:
             background = group.create_task(run_jobs(jobs, clock))
@@ -142,6 +167,15 @@ class ProductionStores:
         await lane.close()
         await chunks.close()
         self._process = None
+
+    def _check_open(self) -> None:
+        """A store that has just been opened holds what is in its log, all of it durably."""
+        held = {chunk: references for chunk, (_, references) in self.held_chunks().items()}
+        on_disk = self._log.chunks()
+        wrong = sorted(chunk for chunk in held.keys() | on_disk.keys() if held.get(chunk) != on_disk.get(chunk))
+        assert not wrong, (
+            f"chunk {wrong[0].hex()[:8]} is held as {held.get(wrong[0])}, the log has {on_disk.get(wrong[0])}"
+        )
 
     async def _live(self, process: _Process, node: Hosted, scrubber: Scrubber) -> None:
         """Lives, one after the other, as `node.daemon` has them."""
@@ -194,28 +228,49 @@ class ProductionStores:
 
     def slow_down(self, slowness: float) -> None:
         """How many times slower than a good one the disk is, from now on."""
-        self.slowness = slowness
+        self._set_slowness(slowness, slowness)
+
+    def set_pace(self, register_sync_s: float, chunk_sync_s: float) -> None:
+        """Reads get slower with the syncs."""
+        self._set_slowness(register_sync_s / SYNC_S, chunk_sync_s / SYNC_S)
+
+    def _set_slowness(self, registers: float, chunks: float) -> None:
+        self._slowness = registers, chunks
         if self._process is not None:
-            self._process.lanes.slowness = slowness
+            self._process.lanes.register_slowness, self._process.lanes.slowness = registers, chunks
+
+    def fill(self, room: int | None) -> None:
+        """Of the disk that the chunk log is on."""
+        self._capacity = self._whole_capacity if room is None else self.disk.used() + room
+        self.disk.capacity = self._capacity
+
+    def heal(self) -> None:
+        """The disk fails no more."""
+        self.disk.failures.clear()
+        self.register_files.faults.clear()
+
+    def is_writing(self) -> bool:
+        """Whether chunks are being written just now."""
+        return self._process is not None and self._process.lanes.is_working("chunk-writer")
 
     # -- between processes
 
-    def crash(self) -> None:
+    def crash(self, *, power: bool | None = None) -> None:
+        self._end_of_process(power=self._chance.random() < POWER_CUT if power is None else power)
+
+    def _end_of_process(self, *, power: bool) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.lanes.crash(self.disk)
-        power = self._chance.random() < POWER_CUT
+        if process is not None:
+            process.lanes.crash(self.disk)
         self.disk.crash(self._chance, power=power)
         self.crashes.append(self.index.crash(self._chance, power=power))
-        if process.registers is not None:
+        if process is not None and process.registers is not None:
             process.registers._reader.close()
             process.registers._writer.close()
-        self.register_files.faults.clear()
 
     def wipe(self) -> None:
         assert self._process is None
-        self.disk = self._new_disk()
+        self._put_in(self._new_disk())
         self.index.put_back({})
         self.register_files.put_back({})
 
@@ -224,7 +279,9 @@ class ProductionStores:
 
     def put_back(self, saved: SavedDisks) -> None:
         assert self._process is None
-        self.disk = saved.log.copy()
+        disk = saved.log.copy()
+        disk.capacity = self._capacity
+        self._put_in(disk)
         self.index.put_back(saved.index)
         self.register_files.put_back(saved.registers)
 
@@ -234,8 +291,8 @@ class ProductionStores:
     # -- what is held
 
     def held_registers(self) -> Mapping[int, Mapping[RegisterKey, Record]]:
-        assert self._process is not None
-        assert self._process.registers is not None
+        if self._process is None or self._process.registers is None:
+            return {}
         found: dict[int, dict[RegisterKey, Record]] = {}
         for row in self._process.registers._reader.execute(EVERYTHING):
             key, record = read_register(row)
@@ -243,10 +300,24 @@ class ProductionStores:
         return found
 
     def held_chunks(self) -> Mapping[bytes, tuple[bytes, Mapping[bytes, int]]]:
-        assert self._process is not None
+        if self._process is None:
+            return {}
         states = dict(self.index.reader().span(b"", None, b"\xff" * 33, 1 << 30))
         for chunk, state in self._process.chunks._catalog.overlay(lambda _chunk, _state: True).items():
             states.pop(chunk, None)
             if state is not None:
                 states[chunk] = state
         return {chunk: (b"", {held.referrer: held.replicas for held in s.references}) for chunk, s in states.items()}
+
+    def chunks_on_disk(self) -> Collection[bytes]:
+        return {chunk for chunk, references in self._log.chunks().items() if references}
+
+    def references_on_disk(self, chunk: bytes) -> Mapping[bytes, int]:
+        return self._log.chunks().get(chunk, {})
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """What is in groups of errors."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in leaves(part)]
+    return [error]

@@ -85,6 +85,7 @@ class TalkativeTransport(asyncio.Transport):
         super().__init__()
         self._transport = transport
         self._payload_left = 0
+        self._said = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self._transport.write(self._more(data))
@@ -118,7 +119,8 @@ class TalkativeTransport(asyncio.Transport):
             header += [None, "of a later release"]
             packed = pack_header(header)
             TalkativeTransport.said += 1
-            if TalkativeTransport.said % 3 == 0:
+            self._said += 1
+            if self._said % 3 == 0:
                 unknown = pack_header((UNKNOWN_KIND, "what", 1))
                 before = PREFIX.pack(len(unknown), 5) + unknown + b"bytes"
         return before + PREFIX.pack(len(packed), self._payload_left) + packed

@@ -60,7 +60,7 @@ class Plan:
     """Of the kinds of clients' operations, in the order of `KINDS`; as usual when empty."""
     guesses: float = 0.0
     """Of the clients' operations, how many expect a value that is gone: a leader answers those from memory, or learns what to remember."""
-    aims: bool = False
+    fewer: bool = False
     """Whether it is made for one moment in which a fault would hurt, and little else: tests run fewer seeds of it."""
     certain: bool = False
     """Whether failures are noticed at once, and nobody is thought dead who is not: leaders stay until something happens."""

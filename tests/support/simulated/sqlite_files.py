@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import sqlite3
 import tempfile
 from contextlib import suppress
@@ -23,6 +24,10 @@ from node.storage.register_store import DATABASE_NAME
 
 GARBAGE_BYTES: Final = 8192
 
+PAGE_BYTES: Final = 4096
+USER_VERSION: Final = range(60, 64)
+"""Of SQLite's pages the size, and in the header of the file the place of the schema's number."""
+
 Files = dict[str, bytes]
 """Suffix of a name -> content."""
 
@@ -30,6 +35,19 @@ Files = dict[str, bytes]
 def memory_directory() -> str | None:
     """Where files cost least."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+PREFIX: Final = "simulated-"
+
+
+def new_directory() -> tempfile.TemporaryDirectory[str]:
+    """For a machine's files. Those that runs left which were killed go first: their names begin with the process that made them."""
+    parent = memory_directory() or tempfile.gettempdir()
+    for path in Path(parent).glob(f"{PREFIX}*-*"):
+        maker = path.name.removeprefix(PREFIX).partition("-")[0]
+        if maker.isdecimal() and not os.path.exists(f"/proc/{maker}"):
+            shutil.rmtree(path, ignore_errors=True)
+    return tempfile.TemporaryDirectory(dir=parent, prefix=f"{PREFIX}{os.getpid()}-")
 
 
 def read_files(path: str, suffixes: tuple[str, ...]) -> Files:
@@ -218,10 +236,14 @@ class RegisterFiles:
     def put_back(self, files: Files) -> None:
         write_files(self.path, files, COMPANIONS)
 
-    def rot(self, chance: random.Random) -> None:
-        """A flipped bit anywhere in the database. No process runs, or it does."""
-        files = self.save()
-        database = bytearray(files[""])
-        database[chance.randrange(len(database))] ^= 1 << chance.randrange(8)
+    def rot(self, chance: random.Random, bits: int = 1) -> None:
+        """Flipped bits in any pages of the database, in bytes that say something if there are such (most are zeroes). The number of the
+        schema is left alone: by that it would look like a newer release's. No process runs, or it does."""
+        database = bytearray(self.save()[""])
+        for _ in range(bits):
+            start = chance.randrange(len(database) // PAGE_BYTES) * PAGE_BYTES
+            page = [place for place in range(start, start + PAGE_BYTES) if place not in USER_VERSION]
+            place = chance.choice([place for place in page if database[place]] or page)
+            database[place] ^= 1 << chance.randrange(8)
         with open(self.path, "r+b") as file:
             file.write(database)

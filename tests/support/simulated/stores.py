@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from cluster.chunks.store import ChunkStore
@@ -45,7 +45,7 @@ class Hosted(Protocol):
 
 
 class Stores(Protocol):
-    failure: Exception | None
+    failure: BaseException | None
     """Why the last process ended by itself."""
 
     async def run(self, node: Hosted, clock: Clock) -> None:
@@ -54,8 +54,9 @@ class Stores(Protocol):
     def stop(self) -> None:
         """End the process on purpose, with everything in order."""
 
-    def crash(self) -> None:
-        """The process is gone, with whatever was not on disk. `run` is cancelled next."""
+    def crash(self, *, power: bool | None = None) -> None:
+        """The process is gone, with whatever was not on disk. `run` is cancelled next. ``power``: whether power fails, which takes more
+        than the end of a process; None: drawn."""
 
     def wipe(self) -> None:
         """New disks. No process runs."""
@@ -66,6 +67,12 @@ class Stores(Protocol):
     def put_back(self, saved: Any) -> None:
         """The disks as they were. No process runs."""
 
+    def set_pace(self, register_sync_s: float, chunk_sync_s: float) -> None:
+        """What a sync takes on an average, from now on."""
+
+    def fill(self, room: int | None) -> None:
+        """From now on there is room for so many bytes more; None: for all that come."""
+
     def remove(self) -> None:
         """The disks are not needed any more."""
 
@@ -74,6 +81,12 @@ class Stores(Protocol):
 
     def held_chunks(self) -> Mapping[bytes, tuple[bytes, Mapping[bytes, int]]]:
         """Chunk -> (its bytes, if that costs nothing; referrer -> replicas). While a node lives."""
+
+    def chunks_on_disk(self) -> Collection[bytes]:
+        """Those with a reference that would be there, whole, after a power cut at this moment. Also while no process runs."""
+
+    def references_on_disk(self, chunk: bytes) -> Mapping[bytes, int]:
+        """Of such a chunk, referrer -> replicas; empty for any other."""
 
 
 async def one_life(node: Hosted, stores: OpenStores, ending: asyncio.Event, *others: asyncio.Event) -> None:
@@ -92,16 +105,22 @@ async def one_life(node: Hosted, stores: OpenStores, ending: asyncio.Event, *oth
         running.result()
 
 
+RESERVE_BYTES = 4096
+"""Of stores in memory: what users' puts leave free."""
+
+
 class MemoryStores:
     def __init__(self, name: str, seed: int, rng: random.Random) -> None:
         """``rng``: the machine's."""
         self._rng = rng
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.registers = DiskContent()
         self.chunks = ChunkDisk()
         self.chunk_store = MemoryChunkStore(self.chunks, rng)
         self.register_store: MemoryRegisterStore | None = None
         self._ending: asyncio.Event | None = None
+        self._pace: tuple[float, float] | None = None
+        self._capacity: int | None = None
 
     async def run(self, node: Hosted, clock: Clock) -> None:
         ending = self._ending = asyncio.Event()
@@ -112,6 +131,7 @@ class MemoryStores:
             life = Life(meta["store_id"], int(meta["boot"]), self._rng.randbytes(RUN_BYTES))
             self.register_store = MemoryRegisterStore(self.registers, self._rng)
             self.chunk_store = MemoryChunkStore(self.chunks, self._rng)
+            self._set()
             await one_life(node, OpenStores(self.register_store, self.chunk_store, None, life), ending)
             self.register_store.crash()
 
@@ -119,19 +139,35 @@ class MemoryStores:
         assert self._ending is not None
         self._ending.set()
 
-    def crash(self) -> None:
+    def crash(self, *, power: bool | None = None) -> None:
         assert self.register_store is not None
         self.register_store.crash()
 
     def wipe(self) -> None:
         self.registers, self.chunks = DiskContent(), ChunkDisk()
 
-    def copy(self) -> DiskContent:
-        """Of the registers alone: what chunks a node has is no matter of trust."""
-        return copy.deepcopy(self.registers)
+    def copy(self) -> tuple[DiskContent, ChunkDisk]:
+        return copy.deepcopy(self.registers), copy.deepcopy(self.chunks)
 
-    def put_back(self, saved: DiskContent) -> None:
-        self.registers = saved
+    def put_back(self, saved: tuple[DiskContent, ChunkDisk]) -> None:
+        self.registers, self.chunks = saved
+
+    def set_pace(self, register_sync_s: float, chunk_sync_s: float) -> None:
+        self._pace = register_sync_s, chunk_sync_s
+        self._set()
+
+    def fill(self, room: int | None) -> None:
+        self._capacity = None if room is None else sum(len(data) for data, _ in self.chunks.values()) + room
+        self._set()
+
+    def _set(self) -> None:
+        """Tell the stores of this life."""
+        if self._pace is not None:
+            if self.register_store is not None:
+                self.register_store.sync_s = self._pace[0]
+            self.chunk_store.sync_s = self._pace[1]
+        self.chunk_store.capacity = self._capacity
+        self.chunk_store.reserve = RESERVE_BYTES
 
     def remove(self) -> None:
         pass
@@ -141,6 +177,12 @@ class MemoryStores:
 
     def held_chunks(self) -> Mapping[bytes, tuple[bytes, Mapping[bytes, int]]]:
         return self.chunks
+
+    def chunks_on_disk(self) -> Collection[bytes]:
+        return {chunk for chunk, (_, references) in self.chunks.items() if references}
+
+    def references_on_disk(self, chunk: bytes) -> Mapping[bytes, int]:
+        return self.chunks[chunk][1] if chunk in self.chunks else {}
 
 
 StoresFactory = Callable[[str, int, random.Random], Stores]

@@ -49,7 +49,7 @@ class Machine:
         self.stores = cluster.stores(name, cluster.seed, self.rng)
         self.lives = 0
         self.release = PRESENT
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         """Why processes ended by themselves."""
         self.core: PeerCore | None = None
         self._stopping = False
@@ -65,6 +65,7 @@ class Machine:
             await self.stores.run(self, self.clock)
             self._cluster.network.kill(self.name)
             self.core = None
+            self._cluster.process_ended(self)
             if self._stopping:
                 return
             assert self.stores.failure is not None
@@ -113,10 +114,10 @@ class Machine:
         if self.core is not None:
             self.core.repair.mender.note([chunk])
 
-    async def kill(self) -> None:
-        """The process is gone, with whatever was not on disk."""
+    async def kill(self, *, power: bool | None = None) -> None:
+        """The process is gone, with whatever was not on disk. ``power``: see `Stores.crash`."""
         assert self._task is not None
-        self.stores.crash()
+        self.stores.crash(power=power)
         self._cluster.network.kill(self.name)
         self._task.cancel()
         await self._ended()
@@ -210,6 +211,9 @@ class WholeCluster:
     def new_core(self, settings: PeerSettings, doors: Doors, life: Life) -> PeerCore:
         """What a machine's process is made of. A campaign gives it other settings, or parts that are wrong on purpose."""
         return PeerCore(settings, doors, life)
+
+    def process_ended(self, machine: Machine) -> None:
+        """A machine's process has ended by itself, or was stopped."""
 
     def __getitem__(self, name: str) -> PeerCore:
         return self.machines[name].running

@@ -16,9 +16,12 @@ from cluster.register.key import RegisterKey
 from cluster.register.record import ABSENT, Record
 from cluster.register.store import HeldVersion, MetaWrite, Page, PartitionRecord, PartitionWrite, RegisterWrite
 from node.storage.register_store import DATABASE_NAME, SqliteRegisterStore
+from tests.support.simulated.sqlite_files import USER_VERSION
 
 STEP = 997
 """Every so many bytes of the file one is changed: each page is hit a few times."""
+
+HEADER_BYTES = 100
 
 STATE = PartitionRecord(Ballot(9, "n"), "voter", 0)
 LAYOUT = b"layout" * 120
@@ -130,6 +133,35 @@ async def test_no_changed_byte_makes_a_wrong_value(tmp_path: Path, running: bool
         noticed, harmless = noticed + bool(reader.noticed), harmless + (not reader.noticed)
     assert noticed > 20
     assert harmless > 10, "free space takes up a part of the file"
+
+
+async def test_a_flipped_bit_in_the_header_of_the_file_is_damage_and_no_failure_of_the_disk(tmp_path: Path) -> None:
+    """Whatever SQLite calls it: a store that could not even be opened, or counted no start, would end its daemon again and again."""
+    sound = await made(tmp_path, {})
+    path = tmp_path / DATABASE_NAME
+    for bit in range(8 * HEADER_BYTES):
+        for leftover in ("", "-wal", "-shm"):
+            (tmp_path / (DATABASE_NAME + leftover)).unlink(missing_ok=True)
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            store = SqliteRegisterStore.open(tmp_path, lambda error: None)
+        except Corrupt:
+            continue
+        except Invalid:
+            assert bit // 8 in USER_VERSION, "only the schema's number may look like a newer release's"
+            continue
+        except OSError as error:
+            error.add_note(f"bit {bit}")
+            raise
+        try:
+            assert store.begin_boot(b"another")[0] == b"store-id"
+        except HoldfastError as error:
+            error.add_note(f"bit {bit}")
+            raise
+        finally:
+            await store.close()
 
 
 async def test_damage_found_by_a_read_ends_the_store(tmp_path: Path) -> None:
