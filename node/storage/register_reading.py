@@ -3,7 +3,7 @@
 A row that is there is checked by its own checksum. That one is *not* there is checked too, since a damaged key hides its register: a
 single register that is missing by the leaf of its place in the partition's tree, which says what belongs into it; the ends of a range by
 the rows around them, since a search that was misled by a damaged key comes out next to it. Tombstones are looked up by an index that
-may lack some when it is damaged: they are purged later then, or never. All on one thread, on a connection of its own.
+may lack some when it is damaged after it was opened: they are purged later then. All on one thread, on a connection of its own.
 Raises Corrupt and SQLite's errors.
 """
 
@@ -16,7 +16,7 @@ from typing import Final
 
 from cluster.errors import Corrupt
 from cluster.merkle.digest_tree import DIGEST_MASK, DigestTree
-from cluster.merkle.identity import PLACE_BITS, register_place
+from cluster.merkle.identity import PLACE_BITS, register_digest, register_place
 from cluster.register.key import RegisterKey
 from cluster.register.record import ABSENT, Record
 from cluster.register.store import HeldVersion, Page, PartitionRecord
@@ -67,6 +67,7 @@ BEFORE: Final = (
     "ORDER BY partition DESC, tbl DESC, partition_key DESC, sort_key DESC LIMIT 1"
 )
 EVERYTHING: Final = f"SELECT {REGISTER_COLUMNS} FROM registers ORDER BY partition, tbl, partition_key, sort_key"
+EVERYTHING_PLACED: Final = EVERYTHING.replace(REGISTER_COLUMNS, f"{REGISTER_COLUMNS}, place")
 BY_PLACE: Final = f"SELECT {REGISTER_COLUMNS} FROM registers INDEXED BY registers_by_place WHERE partition = ? AND place BETWEEN ? AND ?"
 TREE_BITS: Final = "SELECT bits FROM trees WHERE partition = ?"
 LEAVES: Final = "SELECT sum, items FROM leaves WHERE partition = ? AND leaf BETWEEN ? AND ?"
@@ -143,18 +144,23 @@ class RegisterReading:
         return read_meta(self._connection.execute(f"SELECT {META_COLUMNS} FROM meta"))
 
     def check(self, trees: Mapping[int, DigestTree]) -> None:
-        """Look at every register: whether all are sound and in order, and as many as the trees say. Before the database is used: what
-        went wrong while it was closed is found here, since a damaged key in the middle of a partition can hide others."""
-        counts = dict.fromkeys(trees, 0)
+        """Look at every register: whether all are sound and in order, and those that the trees say. Before the database is used, and
+        after SQLite has found that its indexes have what its tables have: what went wrong while it was closed is found here. A damaged
+        key in the middle of a partition can hide others, and damage that came out much later could meet that of another replica."""
+        found = {partition: DigestTree(tree.bits) for partition, tree in trees.items()}
         last: Row = ()
-        for row in self._connection.execute(EVERYTHING):
+        for row in self._connection.execute(EVERYTHING_PLACED):
             check_register(row)
             if row[:4] <= last:
                 raise Corrupt("the registers are not in order")
             last = row[:4]
-            counts[row[0]] = counts.get(row[0], 0) + 1
-        if counts != {partition: tree.total for partition, tree in trees.items()}:
-            raise Corrupt("there are not as many registers as the trees say")
+            tree, place = found.get(row[0]), row[-1]
+            if tree is None or not are_integers(place) or not 0 <= place < 1 << PLACE_BITS:
+                raise Corrupt(f"a register of partition {row[0]} has no place in its tree")
+            tree.change(place >> (PLACE_BITS - tree.bits), register_digest(*row[1:7]), 1)
+        for partition, tree in trees.items():
+            if found[partition].packed(0, 1 << tree.bits) != tree.packed(0, 1 << tree.bits):
+                raise Corrupt(f"partition {partition} does not hold the registers that its tree says")
         self.partitions()
         self.meta()
 

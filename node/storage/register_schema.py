@@ -108,7 +108,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
             connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             return
         _check_header(path)
-        problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        problem = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if problem != "ok":
             raise Corrupt(f"{path} is damaged ({problem})")
         if version == 1:

@@ -107,12 +107,6 @@ class CampaignCluster(WholeCluster):
             task.cancel()
         return tasks
 
-    async def close(self) -> None:
-        for machine in self.machines.values():
-            if machine._task is not None:
-                await self.kill(machine)
-            machine.stores.remove()
-
     # Disks
 
     def slow(self, machine: Machine, sync_s: float | None) -> None:

@@ -30,4 +30,9 @@ REGRESSIONS = (
         11,
         "a flipped bit in the header of registers.db was taken for a disk that can't be read: the node ended at every start",
     ),
+    Regression(
+        "rot",
+        169,
+        "a flipped bit in a tree or an index of registers.db was found long after the start, when another replica had lost its own",
+    ),
 )

@@ -73,7 +73,7 @@ def test_what_failed_once(regression: tuple[str, int, str]) -> None:
 def test_a_seed_is_a_reproduction_under_any_hash_seed() -> None:
     code = (
         "from tests.simulation.run import fingerprint, simulate\n"
-        "print(fingerprint(simulate('everything', 4)), fingerprint(simulate('everything', 5)))"
+        "print(fingerprint(simulate('everything', 4)), fingerprint(simulate('everything', 5)), fingerprint(simulate('rot', 1)))"
     )
     printed = set()
     for hash_seed in ("1", "2"):
@@ -83,6 +83,7 @@ def test_a_seed_is_a_reproduction_under_any_hash_seed() -> None:
         )
         printed.add(done.stdout)
     assert len(printed) == 1
-    one, other = printed.pop().split()
+    one, other, on_disks = printed.pop().split()
     assert one != other
     assert one == fingerprint(catalogue.run("everything", 4))
+    assert on_disks == fingerprint(catalogue.run("rot", 1))

@@ -40,8 +40,9 @@ POPULARITY = (6, 2, 1, 1)
 SLOW_READER_S = 0.35
 """The most between two pieces: also the largest content is read within the time for which replaced versions are kept."""
 
-SLOWEST_BODY_S = 8.0
-"""The most that a client takes to send a content: with everybody there, an operation ends within 10 s (`users.CALM_ENDS_WITHIN_S`)."""
+SLOWEST_BODY_S = 4.0
+"""The most that a client takes to send a content: an operation ends within 10 s when everybody is there (`users.CALM_ENDS_WITHIN_S`), and a
+write that is older than `campaign_cluster.SETTINGS.sweep_age_s` may be taken for one that died."""
 
 KINDS = ("read", "replace", "conditional", "range", "resize", "create", "list")
 WEIGHTS = (40, 22, 12, 14, 4, 4, 4)

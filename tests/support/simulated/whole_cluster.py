@@ -224,10 +224,17 @@ class WholeCluster:
         await self.until(lambda: all(m.core and m.core.installed.epoch for m in self.machines.values()), "a layout")
 
     async def close(self) -> None:
-        for machine in self.machines.values():
-            if machine._task is not None:
-                await machine.kill()
-            machine.stores.remove()
+        try:
+            for machine in self.machines.values():
+                if machine._task is not None:
+                    await self.kill(machine)
+        finally:
+            for machine in self.machines.values():
+                machine.stores.remove()
+
+    async def kill(self, machine: Machine, *, power: bool | None = None) -> None:
+        """See `Machine.kill`. A campaign also ends what users have asked of it."""
+        await machine.kill(power=power)
 
     async def until(
         self, condition: Callable[[], Any], what: str, deadline_s: float = 60.0, step_s: float = 0.05

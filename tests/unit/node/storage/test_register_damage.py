@@ -92,6 +92,8 @@ class Reader:
             await self.ask(scanned, Page(wanted, False))
             versions = [HeldVersion(key, record.version, record.value is None) for key, record in records.items()]
             await self.ask(self._sorted_versions(partition), sorted(versions))
+            deleted = sorted(version for version in versions if version.deleted)
+            await self.ask(self.store.tombstones(partition, None, 1000), deleted)
 
     async def _sorted_versions(self, partition: int) -> list[HeldVersion]:
         return sorted(await self.store.versions(partition, 0, [0]))
@@ -124,6 +126,7 @@ async def test_no_changed_byte_makes_a_wrong_value(tmp_path: Path, running: bool
             await reader.ask_single(held)
             if not running:
                 await reader.ask_ranges(held)
+                assert not reader.noticed, "what went wrong while it was closed is noticed when it is opened"
         except AssertionError as error:
             error.add_note(f"byte {offset} of {len(sound)}: {sound[offset]} became {damaged[offset]}")
             raise
