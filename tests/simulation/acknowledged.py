@@ -1,14 +1,15 @@
 """Acknowledged means: on a quorum of the replicas' disks, or of those that stand in for them. Checked when an answer comes:
 what a power cut at that moment would leave there, of machines that are down too.
 
-A chunk store is watched from outside: what a request has put is remembered in the request's context, and looked for on the disks when the
-request is answered. Map pages are left out: those of an attempt that somebody overtook are given back before.
+A chunk store is watched from outside: what a request has put is looked for on the disks as soon as the store says that it is there,
+and once more when the request is answered. Nothing is judged before that: the parts of a write that came to nothing may be given back
+while it is still under way. Map pages are left out: those of an attempt that somebody overtook are given back before.
 """
 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from cluster.peer.core import PeerCore
 from cluster.register.quorum import majority
@@ -17,13 +18,22 @@ from cluster.volumes.reference import WRITE_BYTES
 from tests.simulation.result import BrokenError
 from tests.support.simulated.whole_cluster import WholeCluster
 
-STORED: ContextVar[list[tuple[bytes, bytes]] | None] = ContextVar("STORED", default=None)
-"""(chunk, referrer) of what the present request has put."""
+
+class Stored(NamedTuple):
+    """What a request has put, and on whose disks it was when the store said that it was there."""
+
+    chunk: bytes
+    referrer: bytes
+    holders: tuple[str, ...]
+
+
+STORED: ContextVar[list[Stored] | None] = ContextVar("STORED", default=None)
+"""What the present request has put."""
 
 MAP_CELL = b"\xff" * 6
 
 
-def watch(core: PeerCore) -> None:
+def watch(cluster: WholeCluster, core: PeerCore) -> None:
     """Remember what this gateway's requests put."""
     put = core.chunks.put
 
@@ -31,18 +41,22 @@ def watch(core: PeerCore) -> None:
         chunk = await put(payload, referrer=referrer, replicas=replicas)
         stored = STORED.get()
         if stored is not None and referrer[WRITE_BYTES:] != MAP_CELL:
-            stored.append((chunk, referrer))
+            stored.append(Stored(chunk, referrer, _holders(cluster, chunk, referrer)))
         return chunk
 
     cast("Any", core.chunks).put = watched
 
 
-def check(cluster: WholeCluster, stored: list[tuple[bytes, bytes]], replicas: int, what: str) -> None:
+def check(cluster: WholeCluster, stored: list[Stored], replicas: int, what: str) -> None:
+    for chunk, referrer, holders in stored:
+        for when, names in (("then", holders), ("now", _holders(cluster, chunk, referrer))):
+            if len(names) < majority(replicas):
+                raise BrokenError(
+                    "acknowledged means on a quorum of disks",
+                    f"{what}: chunk {chunk.hex()[:8]} is {when} on {', '.join(names) or 'no disk'}",
+                )
+
+
+def _holders(cluster: WholeCluster, chunk: bytes, referrer: bytes) -> tuple[str, ...]:
     machines = cluster.machines.values()
-    for chunk, referrer in stored:
-        holders = [m.name for m in machines if referrer in m.stores.references_on_disk(chunk)]
-        if len(holders) < majority(replicas):
-            raise BrokenError(
-                "acknowledged means on a quorum of disks",
-                f"{what}: chunk {chunk.hex()[:8]} is on {', '.join(holders) or 'no disk'}",
-            )
+    return tuple(m.name for m in machines if referrer in m.stores.references_on_disk(chunk))

@@ -71,7 +71,7 @@ class CampaignCluster(WholeCluster):
         settings = dataclasses.replace(settings, membership=MEMBERSHIP, tombstone_grace_s=TOMBSTONE_GRACE_S)
         core = PeerCore(settings, doors, life)
         self.fault.rig(core)
-        acknowledged.watch(core)
+        acknowledged.watch(self, core)
         return core
 
     # Users

@@ -28,7 +28,7 @@ from cluster.register.quorum import QuorumRule
 from cluster.rpc.message import Buffer
 from cluster.volumes.service import VolumeSettings
 from cluster.volumes.sweep import Suspect, Sweeper
-from tests.support.simulated.faults import EagerLearner, HalfRuleLeader
+from tests.support.simulated.faults import CredulousCopier, CredulousMender, EagerLearner, HalfRuleLeader
 from tests.support.simulated.memory_chunks import MemoryChunkStore
 
 if TYPE_CHECKING:
@@ -179,6 +179,12 @@ class OldCopyVotes(Fault):
         core.attestation.__class__ = _TrustingAttestation
 
 
+class UndecidedTakenOver(Fault):
+    def rig(self, core: PeerCore) -> None:
+        core.acceptor.__class__ = CredulousCopier
+        core.register_mender.__class__ = CredulousMender
+
+
 class HalfOfJointRule(Fault):
     def rig(self, core: PeerCore) -> None:
         core.leader.__class__ = HalfRuleLeader
@@ -193,5 +199,6 @@ WHOLE_FAULTS: dict[str, Fault] = {
     "tombstone dropped too early": TombstoneDroppedEarly(),
     "wiped acceptor votes": WipedVotes(),
     "acceptor from an old copy votes": OldCopyVotes(),
+    "anti-entropy takes over undecided records": UndecidedTakenOver(),
     "layout change without joint quorums": HalfOfJointRule(),
 }

@@ -36,7 +36,7 @@ class RegisterUsers:
         elif kind == "scan":
             await self.scan(machine, key.partition, rng.choice([1, 2, 10]))
         elif kind == "put":
-            await self._put(machine, key, give_up_s)
+            await self.put(machine, key, give_up_s)
         elif kind == "blind":
             await self._change(machine, key, None, self._value(), give_up_s)
         else:
@@ -62,7 +62,12 @@ class RegisterUsers:
         answered, current = await self.read(machine, key)
         return answered and await self._change(machine, key, current, self._value(), None)
 
-    async def _put(self, machine: Machine, key: RegisterKey, give_up_s: float | None) -> None:
+    async def guess(self, machine: Machine, key: RegisterKey) -> None:
+        """A write on condition of something that was never there: the leader says what is."""
+        await self._change(machine, key, b"never", self._value(), None)
+
+    async def put(self, machine: Machine, key: RegisterKey, give_up_s: float | None) -> None:
+        """Whatever is there."""
         users, value = self._users, self._value()
         call = users.now()
         work = machine.running.registers.put(key, value)

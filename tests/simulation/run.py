@@ -121,7 +121,7 @@ class _Run:
         self._users = Users(seed, self._cluster, trace)
         self._registers = RegisterUsers(self._users, scenario.deletes)
         self._volumes = VolumeUsers(self._users, scenario.deletes, scenario.slow_readers)
-        self._trouble = Trouble(self._cluster, trace)
+        self._trouble = Trouble(self._cluster, self._registers, trace)
 
     def count(self) -> None:
         self._result.operations = self._users.counts

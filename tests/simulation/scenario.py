@@ -15,6 +15,7 @@ from tests.support.simulated.stores import MemoryStores, StoresFactory
 from tests.support.simulated.weather import CALM, STORM, WINDY, Weather
 
 CRASH, FREEZE, WIPE, OLD_COPY, CUT, SLOW, FULL = "crash", "freeze", "wipe", "old copy", "cut", "slow", "full"
+LONE_COPY, LONE_LEADER = "lone copy", "lone leader"
 BLACKOUT, JOIN, REMOVE, RESIZE, ABORT, AWAY = "blackout", "join", "remove", "resize", "abort", "away"
 POWER, ROT, EIO, ENOSPC, UPGRADE = "power", "rot", "eio", "enospc", "upgrade"
 
@@ -34,7 +35,7 @@ STORES: dict[str, StoresFactory] = {
 PLANNED = frozenset({JOIN, REMOVE, RESIZE, ABORT})
 """Changes of the layout: what somebody wanted."""
 
-LOSSES = frozenset({WIPE, OLD_COPY, ROT, EIO})
+LOSSES = frozenset({WIPE, OLD_COPY, LONE_COPY, ROT, EIO})
 """What takes copies on a disk for good."""
 
 
@@ -62,6 +63,8 @@ class Scenario:
     """Whether the nodes' clocks drift, and their wall clocks are hours off and jump."""
     slow_readers: float = 0.2
     """Of the readers of volumes, how many take seconds."""
+    fewer: bool = False
+    """Whether tests run fewer seeds of it: it is made for one moment in which a fault would hurt, and little else, or takes long."""
     later_share: float = 0.0
     """Of the nodes, how many run a later release at first."""
     stores: str = MEMORY
@@ -77,6 +80,26 @@ SCENARIOS: dict[str, Scenario] = {
     "old-copies": Scenario(
         nodes=(3, 5), troubles={OLD_COPY: 2, CRASH: 2, CUT: 1}, events=7, active_s=25.0, interval_s=20.0
     ),
+    "lone-copies": Scenario(
+        nodes=(3,),
+        operations=120,
+        volume_share=0.2,
+        troubles={LONE_COPY: 1},
+        events=2,
+        active_s=16.0,
+        interval_s=20.0,
+        fewer=True,
+    ),
+    "lone-leaders": Scenario(
+        nodes=(3,),
+        operations=80,
+        volume_share=0.1,
+        troubles={LONE_LEADER: 1},
+        events=8,
+        active_s=10.0,
+        interval_s=20.0,
+        fewer=True,
+    ),
     "partitions": Scenario(nodes=(3, 5), troubles={CUT: 3, CRASH: 1}, events=6),
     "winds": Scenario(nodes=(3, 5), troubles={CRASH: 2, CUT: 1}, events=4, weather=WINDY, wild_clocks=True),
     "storms": Scenario(nodes=(3, 5), troubles={CRASH: 2, FREEZE: 1}, events=3, weather=STORM, wild_clocks=True),
@@ -87,6 +110,16 @@ SCENARIOS: dict[str, Scenario] = {
         nodes=(4, 5), troubles={JOIN: 2, REMOVE: 2, RESIZE: 1, CRASH: 2, FREEZE: 1, CUT: 1}, events=6, active_s=25.0
     ),
     "full-disks": Scenario(nodes=(3, 5), troubles={FULL: 3, CRASH: 1}, events=5, volume_share=0.7),
+    "stand-ins": Scenario(
+        nodes=(5,),
+        operations=80,
+        volume_share=0.9,
+        slow_readers=0.0,
+        troubles={FULL: 1},
+        events=8,
+        active_s=8.0,
+        fewer=True,
+    ),
     "moved-out": Scenario(nodes=(5,), troubles={AWAY: 1}, events=1, active_s=35.0, down_out_s=8.0, operations=160),
     "deletes": Scenario(
         nodes=(3, 5), troubles={CRASH: 2, SLOW: 1, FREEZE: 1}, events=4, deletes=0.45, volume_share=0.3
@@ -115,8 +148,9 @@ SCENARIOS: dict[str, Scenario] = {
         troubles={CRASH: 2, POWER: 2, BLACKOUT: 1, SLOW: 1, WIPE: 1, OLD_COPY: 1},
         events=6,
         stores=PRODUCTION,
+        fewer=True,
     ),
-    "rot": Scenario(nodes=(3, 5), operations=120, troubles={ROT: 3, CRASH: 1}, events=7, stores=PRODUCTION),
+    "rot": Scenario(nodes=(3, 5), operations=120, troubles={ROT: 3, CRASH: 1}, events=7, stores=PRODUCTION, fewer=True),
     "failing-disks": Scenario(
         nodes=(3, 5),
         operations=120,
@@ -124,6 +158,7 @@ SCENARIOS: dict[str, Scenario] = {
         events=7,
         active_s=25.0,
         stores=PRODUCTION,
+        fewer=True,
     ),
     "releases": Scenario(
         nodes=(3, 5),
@@ -132,6 +167,7 @@ SCENARIOS: dict[str, Scenario] = {
         events=8,
         active_s=25.0,
         later_share=0.4,
+        fewer=True,
     ),
     "winds-and-losses": Scenario(
         nodes=(3, 5),
@@ -141,5 +177,6 @@ SCENARIOS: dict[str, Scenario] = {
         active_s=25.0,
         weather=WINDY,
         wild_clocks=True,
+        fewer=True,
     ),
 }

@@ -26,7 +26,12 @@ class Row(NamedTuple):
 CAUGHT = [
     Row("chunk acknowledged before fdatasync", "crashes", 1),
     Row("head swung before the chunks are durable", "crashes", 1),
+    Row("handoff counted as two copies", "stand-ins", 2),
     Row("garbage collected without grace", "volumes", 2),
+    Row("swept without a fence", "volumes", 3),
+    Row("wiped acceptor votes", "wipes", 6),
+    Row("acceptor from an old copy votes", "lone-copies", 5),
+    Row("anti-entropy takes over undecided records", "lone-leaders", 13),
     Row("leader answers reads alone", "registers/three", 0),
 ]
 

@@ -15,11 +15,13 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.errors import HoldfastError
 from cluster.governance.state import StagedChange
 from cluster.register.store import LEARNER
 from tests.simulation.campaign_cluster import CampaignCluster, production
+from tests.simulation.register_users import RegisterUsers
 from tests.simulation.scenario import (
     ABORT,
     AWAY,
@@ -31,6 +33,8 @@ from tests.simulation.scenario import (
     FREEZE,
     FULL,
     JOIN,
+    LONE_COPY,
+    LONE_LEADER,
     LOSSES,
     OLD_COPY,
     PLANNED,
@@ -51,6 +55,15 @@ from tests.support.simulated.whole_cluster import Machine
 
 SLOT_S = 2.0
 """Users act in bursts, at the beginning of every slot; most trouble comes then too, since the interesting moments are those under load."""
+
+BURST_S = 1.2
+"""After so long most of what users do in a slot has come to its end."""
+
+LONE_WRITE_S = 0.2
+"""How long somebody waits for a leader that reaches nobody."""
+
+MENDED_S = 0.3
+"""Enough for anti-entropy to mend a few registers."""
 
 PATIENCE_S = 12.0
 """How long an event waits until it may happen; then it is left out."""
@@ -111,8 +124,9 @@ def draw(seed: int, scenario: Scenario) -> tuple[Event, ...]:
 class Trouble:
     """Makes the events happen. ``planned``: how many changes of the layout are under way now."""
 
-    def __init__(self, cluster: CampaignCluster, trace: Trace) -> None:
+    def __init__(self, cluster: CampaignCluster, users: RegisterUsers, trace: Trace) -> None:
         self._cluster = cluster
+        self._users = users
         self._trace = trace
         self._busy: set[str] = set()
         self._changing = asyncio.Lock()
@@ -121,10 +135,11 @@ class Trouble:
         self.counts: Counter[str] = Counter()
         self.planned = 0
         self.over = False
+        self._start = 0.0
 
     async def run(self, events: Sequence[Event]) -> None:
         """All of them, to the end of their consequences."""
-        start = asyncio.get_running_loop().time()
+        start = self._start = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:
             for event in events:
                 await asyncio.sleep(max(0.0, start + event.at - asyncio.get_running_loop().time()))
@@ -236,6 +251,8 @@ class Trouble:
             machine.stores.fill(event.extra % 8192)
             await asyncio.sleep(event.lasts)
             machine.stores.fill(None)
+        elif event.kind == LONE_LEADER:
+            await self._cut_off_a_leader(machine)
         elif event.kind in FAILURES:
             await self._fail(event, machine)
         elif event.kind == UPGRADE:
@@ -250,6 +267,28 @@ class Trouble:
             await self._rot(event, machine)
         else:
             await self._lose(event, machine)
+
+    async def _cut_off_a_leader(self, machine: Machine) -> None:
+        """It accepts from itself what nobody else hears of. Another takes over and learns what there is without it. Then the two reach each
+        other again and anti-entropy finds that they differ, while the third still asks the other alone. Nothing if it leads nothing."""
+        view, users = machine.running.installed, self._users
+        led = [key for key in users.keys if view.rule(view.partition_of(key.partition)).members[0] == machine.name]
+        if not led:
+            return
+        partition = view.partition_of(led[0].partition)
+        keys = [key for key in led if view.partition_of(key.partition) == partition]
+        other, third = (self._cluster.machines[name] for name in view.rule(partition).members[1:3])
+        cuts = self._cluster.cuts
+        await asyncio.gather(*(users.put(machine, key, None) for key in keys))
+        cuts.cut(machine.name, [other.name, third.name], one_way=False, refuse=True)
+        await asyncio.gather(*(users.put(machine, key, LONE_WRITE_S) for key in keys))
+        await asyncio.gather(*(users.guess(other, key) for key in keys))
+        cuts.mend(machine.name, [other.name], one_way=False)
+        other.running.repair.keys.note(partition, keys)
+        await asyncio.sleep(MENDED_S)
+        await asyncio.gather(*(users.read(other, key) for key in keys))
+        await asyncio.gather(*(users.read(third, key) for key in keys))
+        cuts.mend(machine.name, [third.name], one_way=False)
 
     @staticmethod
     async def _writing(machine: Machine) -> None:
@@ -310,6 +349,8 @@ class Trouble:
             await cluster.kill(machine)
             machine.start()
             await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
+        if event.kind == LONE_COPY:
+            saved = await self._leave_a_lone_copy(event, machine)
         await cluster.kill(machine)
         self._at_risk = frozenset(machine.stores.chunks_on_disk())
         cluster.losses += 1
@@ -320,6 +361,24 @@ class Trouble:
             machine.put_back(saved)
         machine.start()
         await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
+
+    async def _leave_a_lone_copy(self, event: Event, machine: Machine) -> Any:
+        """The machine's disks as they were before another was cut off and users wrote a burst: when they are put back, and the cut is
+        mended, whatever was written has one copy less than a quorum."""
+        cluster = self._cluster
+        saved = machine.copy_disk()
+        await cluster.kill(machine)
+        machine.start()
+        await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
+        others = [name for name in cluster.machines if name != machine.name]
+        missing = others.pop(event.extra % len(others))
+        since = asyncio.get_running_loop().time() - self._start
+        await asyncio.sleep(SLOT_S - since % SLOT_S)
+        self._trace.note(f"! {missing} misses a burst")
+        cluster.cuts.cut(missing, [machine.name, *others], one_way=False, refuse=True)
+        await asyncio.sleep(BURST_S)
+        cluster.cuts.mend(missing, [machine.name, *others], one_way=False)
+        return saved
 
     async def _change_layout(self, event: Event) -> None:
         cluster = self._cluster

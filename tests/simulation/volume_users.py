@@ -11,16 +11,7 @@ from cluster.volumes.volume import UNCONDITIONAL, Condition
 from tests.simulation import acknowledged
 from tests.simulation.campaign_cluster import RETIRED_GRACE_S
 from tests.simulation.result import BrokenError
-from tests.simulation.users import (
-    ANSWERED,
-    CALM_ENDS_WITHIN_S,
-    ENDS_WITHIN_S,
-    NOT_DONE,
-    REFUSED,
-    UNKNOWN,
-    Answer,
-    Users,
-)
+from tests.simulation.users import ANSWERED, NOT_DONE, REFUSED, UNKNOWN, Answer, Users
 from tests.simulation.volume_history import (
     ANYTHING,
     CONFLICT,
@@ -49,9 +40,9 @@ POPULARITY = (6, 2, 1, 1)
 SLOW_READER_S = 0.35
 """The most between two pieces: also the largest content is read within the time for which replaced versions are kept."""
 
-CLIENTS_SHARE = 0.4
-"""Of the time within which an operation ends, what clients take at most to send what they have: when all is calm, less than
-`sweep_age_s`."""
+SLOWEST_BODY_S = 4.0
+"""The most that a client takes to send a content: an operation ends within 10 s when everybody is there (`users.CALM_ENDS_WITHIN_S`), and a
+write that is older than `campaign_cluster.SETTINGS.sweep_age_s` may be taken for one that died."""
 
 KINDS = ("read", "replace", "conditional", "range", "resize", "create", "list")
 WEIGHTS = (40, 22, 12, 14, 4, 4, 4)
@@ -156,7 +147,7 @@ class VolumeUsers:
             expected, condition = self._contents[etag], Condition(if_match=frozenset({etag}))
         call, losses, stored = users.now(), users.cluster.losses, self._begin_storing()
         length = len(content) if rng.random() < 0.7 else None
-        work = machine.running.volumes.replace(name, self._body(content, rng), length, condition, chunk_size=CHUNK_SIZE)
+        work = machine.running.volumes.replace(name, body(content, rng), length, condition, chunk_size=CHUNK_SIZE)
         what = f"replace {tag.decode()} of {len(content)}{'' if etag is None else f' if {etag!r}'} {name}"
         answer = await users.ask(machine, what, work, give_up_s)
         if answer.ended == ANSWERED:
@@ -175,7 +166,7 @@ class VolumeUsers:
         content = content[: rng.randrange(len(tag), len(content) + 1)]
         offset = rng.choice([0, CHUNK_SIZE, rng.randrange(12_000)])
         call, losses, stored = users.now(), users.cluster.losses, self._begin_storing()
-        work = machine.running.volumes.write_range(name, offset, self._body(content, rng), len(content))
+        work = machine.running.volumes.write_range(name, offset, body(content, rng), len(content))
         what = f"range {tag.decode()} {offset}+{len(content)} {name}"
         answer = await users.ask(machine, what, work, give_up_s)
         if answer.ended == ANSWERED:
@@ -225,19 +216,16 @@ class VolumeUsers:
         fields = {slot: getattr(operation, slot) for slot in VolumeOperation.__slots__}
         self._note(name, VolumeOperation(**{**fields, "ended": ended, "ret": ret}))
 
-    def _body(self, content: bytes, rng: random.Random) -> AsyncIterator[bytes]:
-        return body(content, rng, (CALM_ENDS_WITHIN_S if self._users.calm else ENDS_WITHIN_S) * CLIENTS_SHARE)
-
     # What must hold
 
     @staticmethod
-    def _begin_storing() -> list[tuple[bytes, bytes]]:
+    def _begin_storing() -> list[acknowledged.Stored]:
         """What the request that begins now will have put."""
-        stored: list[tuple[bytes, bytes]] = []
+        stored: list[acknowledged.Stored] = []
         acknowledged.STORED.set(stored)
         return stored
 
-    def _is_acknowledged(self, losses: int, stored: list[tuple[bytes, bytes]], what: str) -> None:
+    def _is_acknowledged(self, losses: int, stored: list[acknowledged.Stored], what: str) -> None:
         if losses == self._users.cluster.losses:
             acknowledged.check(self._users.cluster, stored, REPLICAS, what)
 
@@ -277,10 +265,10 @@ class VolumeUsers:
         return isinstance(answer.result, NotFound) and "volume" in answer.result.details
 
 
-async def body(data: bytes, rng: random.Random, within_s: float) -> AsyncIterator[bytes]:
-    """As a client sends it: in pieces, some slowly, all of it ``within_s``."""
+async def body(data: bytes, rng: random.Random) -> AsyncIterator[bytes]:
+    """As a client sends it: in pieces, some slowly, all of it within `SLOWEST_BODY_S`."""
     piece = rng.choice([1000, 4096, 10_000, 65_536])
-    pause_s = min(rng.choice([0.0, 0.0, 0.0, 0.02, 0.3]), within_s * piece / len(data))
+    pause_s = min(rng.choice([0.0, 0.0, 0.0, 0.02, 0.3]), SLOWEST_BODY_S * piece / max(1, len(data)))
     for start in range(0, len(data), piece):
         if start and pause_s:
             await asyncio.sleep(pause_s)

@@ -106,6 +106,8 @@ class Fabric:
         self.cuts: set[tuple[str, str]] = set()
         """(from, to) pairs between which nothing travels."""
         self.delivered = 0
+        self.resets = False
+        """Whether a call ends when its process at the other end does, and none hangs in a cut: what a kernel knows it tells."""
 
     def cut(self, one: set[str], other: set[str], *, both_ways: bool = True) -> None:
         for a in sorted(one):
@@ -126,7 +128,8 @@ class Fabric:
         if peer == source.name:
             self._deliver(source, source.name, request, source.layout_version(), deadline_s, future, running)
         else:
-            if peer not in self.processes or ((source.name, peer) in self.cuts and self._rng.random() < 0.5):
+            cut = (source.name, peer) in self.cuts
+            if peer not in self.processes or (cut and (self.resets or self._rng.random() < 0.5)):
                 await asyncio.sleep(self._rng.random() * 0.02)
                 raise PeerUnavailable("connection refused")
             self._send(source, peer, request, deadline_s, future, running)
@@ -166,10 +169,14 @@ class Fabric:
                 continue
 
             def arrive() -> None:
-                if (source.name, peer) not in self.cuts and (target := self.processes.get(peer)) is not None:
+                if (source.name, peer) in self.cuts:
+                    return
+                if (target := self.processes.get(peer)) is not None:
                     target.unless_frozen(
                         lambda: self._deliver(target, source.name, request, version, deadline_s, future, running)
                     )
+                elif self.resets:
+                    _lose(future, peer)
 
             delay = self._delay()
             source.unless_frozen(lambda delay=delay, arrive=arrive: loop.call_later(delay, arrive))  # type: ignore[misc] # bound now
@@ -207,6 +214,10 @@ class Fabric:
             return
         except HoldfastError as error:
             answer = error_from_wire(*error_to_wire(error))
+        except asyncio.CancelledError:
+            if self.resets and not target.up:
+                _lose(future, target.name)
+            raise
         if not target.up:
             return
         loop = asyncio.get_running_loop()
@@ -230,3 +241,8 @@ class Fabric:
         if self._rng.random() < self.weather.late:
             delay += min(LONGEST_DELAY_S, 0.01 * self._rng.paretovariate(0.6))
         return delay
+
+
+def _lose(future: asyncio.Future[Any], peer: str) -> None:
+    if not future.done():
+        future.set_exception(PeerLost(f"{peer} died"))

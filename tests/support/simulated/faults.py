@@ -56,6 +56,17 @@ class UnsyncedAcceptor(Acceptor):
         return done
 
 
+class MemoryAcceptor(UnsyncedAcceptor):
+    """Takes its memory for its disk: answers reads from it too, so that nobody sees anything wrong before a crash."""
+
+    def _begin(
+        self, partition: int, key: RegisterKey, entry: CachedRecord, record: Record, promised: Ballot
+    ) -> asyncio.Future[None]:
+        done = super()._begin(partition, key, entry, record, promised)
+        entry.durable = record
+        return done
+
+
 class EagerLearner(Acceptor):
     """Votes although it has forgotten."""
 
@@ -252,7 +263,7 @@ class _LaxMender(RegisterMender):
         return True
 
 
-class _CredulousMender(RegisterMender):
+class CredulousMender(RegisterMender):
     """Takes what this replica, or whoever has the newest, holds for decided."""
 
     async def _look(self, partition: int, key: RegisterKey, rule: QuorumRule) -> Decided | None:
@@ -269,7 +280,7 @@ class _CredulousMender(RegisterMender):
 
 
 def _credulous_mender(life: Life) -> None:
-    life.mender = _CredulousMender(life.scatter, life.view, life.acceptor, life.registers)
+    life.mender = CredulousMender(life.scatter, life.view, life.acceptor, life.registers)
 
 
 def _lax_mender(life: Life) -> None:
@@ -283,6 +294,13 @@ def _read_from_leader(life: Life) -> None:
     cast("Any", life.registers._reader).read = read
 
 
+def _storeless(life: Life) -> None:
+    def stores(partition: int) -> bytes:
+        return b""
+
+    cast("Any", life.view).stores = stores
+
+
 def _unpinned(life: Life) -> None:
     life.acceptor._cache = _UnpinnedCache(900)
 
@@ -291,6 +309,7 @@ FAULTS: dict[str, Parts] = {
     "acceptor forgets its promises in a crash": Parts(acceptor=ForgetfulAcceptor),
     "acceptor answers before its promise is durable": Parts(acceptor=HastyAcceptor),
     "acceptor answers before its accept is durable": Parts(acceptor=UnsyncedAcceptor),
+    "acceptor takes its memory for its disk": Parts(acceptor=MemoryAcceptor),
     "acceptor accepts below its promise": Parts(acceptor=ObedientAcceptor),
     "acceptor evicts what is not durable yet": Parts(rig=_unpinned),
     "read quorum of one": Parts(rig=_read_from_one),
@@ -304,6 +323,7 @@ FAULTS: dict[str, Parts] = {
     "leader uses half of a joint rule": Parts(leader=HalfRuleLeader),
     "learner votes": Parts(acceptor=EagerLearner),
     "acceptor ignores which stores it votes with": Parts(acceptor=StoreBlindAcceptor),
+    "nobody minds which stores vote": Parts(rig=_storeless),
     "copier takes over undecided records": Parts(acceptor=CredulousCopier),
     "anti-entropy takes over undecided records": Parts(acceptor=CredulousCopier, rig=_credulous_mender),
     "copier copies nothing": Parts(acceptor=EmptyHandedCopier),

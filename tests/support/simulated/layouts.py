@@ -91,13 +91,16 @@ class ScriptedView:
         stores: dict[str, bytes],
         is_up: Callable[[str], bool],
         rng: random.Random,
+        doubt: float = 0.1,
     ) -> None:
+        """``doubt``: how often it guesses who is alive."""
         self._process = process
         self._script = script
         self._store = store
         self._stores = dict(stores)
         self._is_up = is_up
         self._rng = rng
+        self._doubt = doubt
         self._acceptor: Acceptor | None = None
         self.state = script.states[1]
         process.layout_version = lambda: self.epoch
@@ -130,7 +133,7 @@ class ScriptedView:
         return self.state.rule
 
     def is_alive(self, name: str) -> bool:
-        return self._is_up(name) if self._rng.random() < 0.9 else self._rng.random() < 0.5
+        return self._is_up(name) if self._rng.random() < 1 - self._doubt else self._rng.random() < 0.5
 
     def stores(self, partition: int) -> bytes:
         return b"".join([self._stores[name] for name in sorted(self.state.rule.members)])

@@ -91,6 +91,10 @@ class MemoryRegisterStore:
         self._dead = True
         self._syncing, self._waiting = [], []
 
+    def is_promising(self) -> bool:
+        """Whether a promise is decided and not on the disk yet."""
+        return any(isinstance(write, PartitionWrite) for writes, _ in self._waiting + self._syncing for write in writes)
+
     def fail(self) -> None:
         """Every commit from here on fails."""
         self._broken = True

@@ -62,7 +62,8 @@ class Life:
         self.process = Process(name, machine.fabric, offset_s=rng.random() * 1000)
         self.store = MemoryRegisterStore(machine.disk, rng, machine.sync_s)
         known = {peer: store_name(1, peer) for peer in machine.names}
-        self.view = ScriptedView(self.process, machine.script, self.store, known, machine.is_up, rng)
+        doubt = 0.0 if machine.fabric.resets else 0.1
+        self.view = ScriptedView(self.process, machine.script, self.store, known, machine.is_up, rng, doubt)
         self.view.note_store(name, machine.store_id)
         self.acceptor = machine.parts.acceptor(self.store, self.view, lambda partition: True)
         if rng.random() < 0.5:
@@ -107,7 +108,9 @@ class Life:
         self.process.spawn(self._announce_always())
         self.process.spawn(self._copy_always())
         if self.machine.purging:
-            self._background = [self.process.spawn(self.purger.run()), self.process.spawn(self._mend_always())]
+            self._background.append(self.process.spawn(self.purger.run()))
+        if self.machine.mending:
+            self._background.append(self.process.spawn(self._mend_always()))
 
     def end_background(self) -> None:
         """No more purging and mending."""
@@ -161,7 +164,7 @@ class Life:
     async def _mend_always(self) -> None:
         rng = self.machine.rng
         while True:
-            await asyncio.sleep(rng.expovariate(8))
+            await asyncio.sleep(rng.expovariate(self.machine.mending))
             partition = rng.randrange(PARTITIONS)
             held = await self.store.versions(partition, 0, [0])
             if held:
@@ -248,8 +251,12 @@ class Machine:
         self.sync_s = 0.001
         self.life: Life | None = None
         self.purging = False
-        """Whether its lives purge tombstones and mend registers."""
+        """Whether its lives purge tombstones."""
+        self.mending = 0.0
+        """How often in a second they mend registers."""
         self._suspected = False
+        self.unreachable: set[str] = set()
+        """Whom this one believes to be dead since it doesn't reach them."""
         self.peers: dict[str, Machine] = {}
         if name in script.last.current:
             self.disk.apply([PartitionWrite(p, PartitionRecord(standing=VOTER, tenure=0)) for p in range(PARTITIONS)])
@@ -260,7 +267,7 @@ class Machine:
 
     def is_up(self, name: str) -> bool:
         """As the failure detector would have it."""
-        return not self.peers[name]._suspected
+        return not self.peers[name]._suspected and name not in self.unreachable
 
     async def start(self) -> None:
         assert self.life is None

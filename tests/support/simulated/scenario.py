@@ -23,13 +23,21 @@ NAMES = ("a", "b", "c", "d", "e", "f", "g")
 TABLE = "t"
 PARTITION_KEYS = (b"p", b"q")
 SORT_KEYS = (b"k0", b"k1", b"k2", b"k3")
+KINDS = ("read", "put", "cas", "blind", "delete", "scan")
+AT_ONCE_S = 0.01
+"""A process that is back so soon is not missed by anybody."""
+PIVOT_LIFE_S = 0.1
+"""From one restart to the next, while everything hangs on one node."""
+LONE_S = 0.2
+"""How long a node is still thought dead when it is back."""
+MENDING = 8.0
 CALM_LIMIT_S = 40.0
 """When all trouble is over, everything must work again within so long."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What kind of run. ``trouble`` names what may happen: any of crash, cut, freeze, slow, wipe, layout."""
+    """What kind of run. ``trouble`` names what may happen: any of crash, cut, freeze, slow, wipe, layout, restart, pivot, lone, shrink."""
 
     replicas: int = 3
     nodes: int = 3
@@ -42,6 +50,20 @@ class Plan:
     """Whether the nodes purge tombstones and mend registers, and the clients delete and create more than usual."""
     two_at_once: bool = False
     """Whether more than a minority may be in trouble at a time."""
+    mending: float = 0.0
+    """How often in a second a node mends some registers for no reason; at least `MENDING` times with purging."""
+    sync_s: float = 0.001
+    """What a disk takes for a sync, when nothing is the matter with it."""
+    pace: float = 1.5
+    """How many troubles begin in a second, as long as one may."""
+    weights: tuple[int, ...] = ()
+    """Of the kinds of clients' operations, in the order of `KINDS`; as usual when empty."""
+    guesses: float = 0.0
+    """Of the clients' operations, how many expect a value that is gone: a leader answers those from memory, or learns what to remember."""
+    fewer: bool = False
+    """Whether it is made for one moment in which a fault would hurt, and little else: tests run fewer seeds of it."""
+    certain: bool = False
+    """Whether failures are noticed at once, and nobody is thought dead who is not: leaders stay until something happens."""
 
 
 @dataclass
@@ -73,6 +95,7 @@ class _Simulation:
         self.rng = random.Random(f"{seed}/scenario")
         self.names = list(NAMES[: plan.nodes])
         self.fabric = Fabric(random.Random(f"{seed}/fabric"))
+        self.fabric.resets = plan.certain
         self.script = Script(tuple(self.names[: plan.replicas]))
         self.machines = {
             name: Machine(name, self.names, self.fabric, self.script, parts, random.Random(f"{seed}/{name}"))
@@ -81,6 +104,8 @@ class _Simulation:
         for machine in self.machines.values():
             machine.peers = self.machines
             machine.purging = plan.purging
+            machine.mending = max(plan.mending, MENDING if plan.purging else 0.0)
+            machine.sync_s = plan.sync_s
         self.keys = [RegisterKey(TABLE, p, s) for p in PARTITION_KEYS for s in SORT_KEYS[: plan.keys]]
         self.histories: dict[RegisterKey, list[Operation]] = {key: [] for key in self.keys}
         self.counts: dict[str, int] = {}
@@ -161,8 +186,10 @@ class _Simulation:
                 continue
             life = rng.choice(lives)
             key = rng.choice(self.keys)
-            weights = [25, 3, 15, 25, 28, 4] if self.plan.purging else [35, 12, 33, 6, 8, 6]
-            kind = rng.choices(["read", "put", "cas", "blind", "delete", "scan"], weights)[0]
+            weights = self.plan.weights or ((25, 3, 15, 25, 28, 4) if self.plan.purging else (35, 12, 33, 6, 8, 6))
+            kind = rng.choices(KINDS, weights)[0]
+            if self.plan.guesses and rng.random() < self.plan.guesses:
+                kind = "guess"
             await self._act(life, key, kind, f"client {number}", give_up=rng.random() < 0.04, rng=rng)
 
     async def _act(
@@ -188,6 +215,8 @@ class _Simulation:
             return await self._cas(life, key, current, None if kind == "delete" else self._value(), who, give_up, rng)
         if kind == "blind":
             return await self._cas(life, key, None, self._value(), who, give_up, rng)
+        if kind == "guess":
+            return await self._cas(life, key, b"gone", self._value(), who, give_up, rng)
         if kind == "put":
             return await self._put(life, key, who, give_up, rng)
         return (await self._read(life, key, who))[0]
@@ -313,11 +342,15 @@ class _Simulation:
         busy: set[str] = set()
         async with asyncio.TaskGroup() as group:
             while not self.over:
-                await asyncio.sleep(rng.expovariate(1.5))
+                await asyncio.sleep(rng.expovariate(self.plan.pace))
                 free = [name for name in self.names if name not in busy]
                 if len(busy) >= self._limit() or not free or self.over:
                     continue
                 name, kind = rng.choice(free), rng.choice(kinds)
+                if kind in {"pivot", "shrink"}:
+                    name = free[-1]  # whom nobody asks first to lead
+                elif kind == "lone":
+                    name = free[0]  # who mostly leads
                 if kind == "wipe" and name in self.script.last.current and len(self.script.last.current) < 3:
                     continue  # that would be the only copy
                 busy.add(name)
@@ -344,11 +377,21 @@ class _Simulation:
             assert life is not None
             life.store.sync_s = machine.sync_s
             await asyncio.sleep(lasts)
-            machine.sync_s = life.store.sync_s = 0.001
+            machine.sync_s = life.store.sync_s = self.plan.sync_s
         elif kind == "crash":
             await machine.crash()
             await asyncio.sleep(lasts if rng.random() < 0.7 else 0.01)
             await machine.start()
+        elif kind == "restart":
+            await machine.crash()
+            await asyncio.sleep(AT_ONCE_S)
+            await machine.start()
+        elif kind == "pivot":
+            await self._pivot(machine, lasts, rng)
+        elif kind == "lone":
+            await self._lone(machine, others, rng)
+        elif kind == "shrink":
+            await self._shrink(machine, others, rng)
         elif kind == "wipe":
             await machine.crash()
             await asyncio.sleep(min(lasts, 0.3))
@@ -358,6 +401,88 @@ class _Simulation:
             while not self.over and self._learning(machine):  # noqa: ASYNC110 # polling costs nothing in virtual time
                 await asyncio.sleep(0.02)
         busy.discard(name)
+
+    async def _pivot(self, machine: Machine, lasts: float, rng: random.Random) -> None:
+        """The others don't reach each other, and each of them believes that it leads: whoever this one votes for does. Again and again
+        it loses what is not on its disk yet, and is back at once."""
+        others = [name for name in self.names if name != machine.name]
+        for name in others:
+            apart = set(others) - {name}
+            self.fabric.cut({name}, apart)
+            self.machines[name].unreachable = apart
+        end = asyncio.get_running_loop().time() + lasts
+        while asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(rng.expovariate(1 / PIVOT_LIFE_S))
+            if rng.random() < 0.5:
+                await self._promising(machine, rng)
+            await machine.crash()
+            await asyncio.sleep(AT_ONCE_S)
+            await machine.start()
+        self.fabric.heal()
+        for name in others:
+            self.machines[name].unreachable = set()
+
+    async def _lone(self, machine: Machine, others: set[str], rng: random.Random) -> None:
+        """A leader is cut off with what it accepts from itself. Another one takes over, learns what there is without it, and stays when the
+        first is back, which holds what the other has never heard of."""
+        await self._everywhere(machine, "put", rng)
+        self.fabric.cut({machine.name}, others)
+        machine.unreachable = set(others)
+        for name in others:
+            self.machines[name].unreachable = {machine.name}
+        await self._everywhere(machine, "put", rng, give_up=True)
+        await self._everywhere(self.machines[min(others)], "guess", rng)
+        self.fabric.heal()
+        machine.unreachable = {machine.name}
+        await asyncio.sleep(LONE_S)
+        for name in self.names:
+            self.machines[name].unreachable = set()
+
+    async def _shrink(self, machine: Machine, others: set[str], rng: random.Random) -> None:
+        """A leader is cut off with what it accepts from itself, as in `_lone`. The group shrinks to another one, which leads, learns what
+        there is without the first, and then copies from it. Afterwards the group is as it was."""
+        whole = self.script.last.current
+        one = self.machines[min(others)]
+        machine.unreachable = set(others)
+        await self._everywhere(machine, "put", rng)
+        self.fabric.cut({machine.name}, others)
+        await self._everywhere(machine, "put", rng, give_up=True)
+        machine.unreachable = set()
+        await self._agree_on(whole, (one.name,))
+        await self._everywhere(one, "guess", rng)
+        self.fabric.heal()
+        await asyncio.sleep(rng.random() * LONE_S)
+        await self._everywhere(machine, "read", rng)
+        await self._everywhere(one, "guess", rng)
+        for coming in (whole, None):
+            async with asyncio.timeout(CALM_LIMIT_S):
+                while not self._finish_layout():  # noqa: ASYNC110 # costs nothing in virtual time
+                    await asyncio.sleep(0.02)
+            await self._agree_on(self.script.last.current, coming)
+
+    async def _agree_on(self, current: tuple[str, ...], coming: tuple[str, ...] | None) -> None:
+        """A state of the layout that everybody has heard of at once."""
+        if (self.script.last.current, self.script.last.coming) != (current, coming):
+            self.script.follow(current, coming)
+        for machine in self.machines.values():
+            if machine.life is not None:
+                await asyncio.wait([machine.life.process.spawn(machine.life.view.install(self.script.last))])
+
+    async def _everywhere(self, machine: Machine, kind: str, rng: random.Random, *, give_up: bool = False) -> None:
+        """Somebody does it to every register, at this gateway."""
+        assert machine.life is not None
+        async with asyncio.TaskGroup() as group:
+            for key in self.keys:
+                group.create_task(self._act(machine.life, key, kind, kind, give_up=give_up, rng=rng))
+
+    async def _promising(self, machine: Machine, rng: random.Random) -> None:
+        """Until it has a promise that is not on its disk yet, if that comes soon, and a little longer."""
+        assert machine.life is not None
+        store = machine.life.store
+        end = asyncio.get_running_loop().time() + PIVOT_LIFE_S
+        while asyncio.get_running_loop().time() < end and not store.is_promising():  # noqa: ASYNC110 # costs nothing in virtual time
+            await asyncio.sleep(0.0005)
+        await asyncio.sleep(rng.random() * store.sync_s)
 
     def _learning(self, machine: Machine) -> bool:
         assert machine.life is not None

@@ -36,6 +36,14 @@ def test_a_seed_is_a_reproduction() -> None:
 # the code changes what seeds mean; up to `LOOK_ON` more are tried. "Of 40": in how many of the first 40 seeds it showed when written.
 CAUGHT = [
     ("acceptor accepts below its promise", "three", 0),  # 40 of 40, by an invariant as often as by a history
+    ("acceptor answers before its accept is durable", "three", 0),  # 7 of 40
+    ("acceptor takes its memory for its disk", "pivots", 0),  # 15 of 20
+    ("acceptor forgets its promises in a crash", "pivots", 1),  # 4 of 20
+    ("acceptor answers before its promise is durable", "pivots", 1),  # 2 of 40
+    ("ballot reused after a restart", "restarts", 1),  # 26 of 40
+    ("anti-entropy takes over undecided records", "lone leaders", 4),  # 12 of 40
+    ("copier takes over undecided records", "shrinking groups", 2),  # 10 of 20
+    ("acceptor evicts what is not durable yet", "slow disks", 1),  # 3 of 12
     ("read quorum of one", "three", 0),  # 40 of 40
     ("leader skips rule (a)", "three", 0),  # 40 of 40
     ("leader skips rule (b)", "three", 16),  # 3 of 20
