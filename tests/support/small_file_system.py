@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-FILL_PIECES = (1 << 20, 64 << 10, 4096, 1)
+FILL_PIECES = (1 << 20, 64 << 10, 4096, 256, 16, 1)
 COMMAND_TIMEOUT_S = 60
 
 
@@ -53,13 +53,17 @@ def _run(*command: str) -> None:
 
 
 def fill(path: Path) -> None:
-    """Somebody else's file, until there is not one block left."""
+    """Somebody else's file, until there is not one block left. What is given back meanwhile is taken too, again in large pieces."""
+    place = written = 0
     with path.open("ab", buffering=0) as file:
-        for piece in FILL_PIECES:
+        while place < len(FILL_PIECES):
             try:
-                while True:
-                    file.write(bytes(piece))
-                    os.fdatasync(file.fileno())
+                written += file.write(bytes(FILL_PIECES[place]))
+                os.fdatasync(file.fileno())
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
+                place, written = place + 1, 0
+                continue
+            if place and written >= FILL_PIECES[place - 1]:
+                place, written = place - 1, 0
