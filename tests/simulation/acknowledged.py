@@ -2,8 +2,9 @@
 what a power cut at that moment would leave there, of machines that are down too.
 
 A chunk store is watched from outside: what a request has put is looked for on the disks as soon as the store says that it is there,
-and once more when the request is answered. Nothing is judged before that: the parts of a write that came to nothing may be given back
-while it is still under way. Map pages are left out: those of an attempt that somebody overtook are given back before.
+and once more when the request is answered, unless that took so long (a gateway that stood still) that the version may have been
+replaced and given back in between. Nothing is judged before that: the parts of a write that came to nothing may be given back while it is
+still under way. Map pages are left out: those of an attempt that somebody overtook are given back before.
 """
 
 from __future__ import annotations
@@ -47,9 +48,13 @@ def watch(cluster: WholeCluster, core: PeerCore) -> None:
     cast("Any", core.chunks).put = watched
 
 
-def check(cluster: WholeCluster, stored: list[Stored], replicas: int, what: str) -> None:
+def check(cluster: WholeCluster, stored: list[Stored], replicas: int, what: str, *, retained: bool) -> None:
+    """``retained``: whether the version must be there still."""
     for chunk, referrer, holders in stored:
-        for when, names in (("then", holders), ("now", _holders(cluster, chunk, referrer))):
+        looks = {"then": holders}
+        if retained:
+            looks["now"] = _holders(cluster, chunk, referrer)
+        for when, names in looks.items():
             if len(names) < majority(replicas):
                 raise BrokenError(
                     "acknowledged means on a quorum of disks",

@@ -152,7 +152,7 @@ class VolumeUsers:
         answer = await users.ask(machine, what, work, give_up_s)
         if answer.ended == ANSWERED:
             self._names(name, answer.result[0].etag, content)
-            self._is_acknowledged(losses, stored, what)
+            self._is_acknowledged(call, losses, stored, what)
         self._changed(
             answer,
             name,
@@ -170,7 +170,7 @@ class VolumeUsers:
         what = f"range {tag.decode()} {offset}+{len(content)} {name}"
         answer = await users.ask(machine, what, work, give_up_s)
         if answer.ended == ANSWERED:
-            self._is_acknowledged(losses, stored, what)
+            self._is_acknowledged(call, losses, stored, what)
         self._changed(
             answer,
             name,
@@ -225,9 +225,11 @@ class VolumeUsers:
         acknowledged.STORED.set(stored)
         return stored
 
-    def _is_acknowledged(self, losses: int, stored: list[acknowledged.Stored], what: str) -> None:
-        if losses == self._users.cluster.losses:
-            acknowledged.check(self._users.cluster, stored, REPLICAS, what)
+    def _is_acknowledged(self, call: float, losses: int, stored: list[acknowledged.Stored], what: str) -> None:
+        users = self._users
+        if losses == users.cluster.losses:
+            retained = users.now() - call < RETIRED_GRACE_S / 2  # clocks drift
+            acknowledged.check(users.cluster, stored, REPLICAS, what, retained=retained)
 
     def check(self) -> None:
         """Every history can be explained."""
