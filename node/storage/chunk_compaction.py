@@ -43,8 +43,8 @@ SHORT_INTERVAL_S = 1.0
 """The same, when space is short."""
 
 MEASURING_SHARE = 0.2
-"""The part of the time in which files are measured while there is something to measure, and again the part of the time in which any that
-were measured before are: it costs no writes, but a reader."""
+"""The part of the time in which files are measured while there is something to measure (all of it when space is short), and again the part
+of the time in which any that were measured before are: it costs no writes, but a reader."""
 
 
 def live_size(account: FileAccount, cancelling: int = 0) -> int:
@@ -203,7 +203,8 @@ class ChunkCompaction:
         began = self._clock.monotonic()
         more = await at_hand.measure()
         took = self._clock.monotonic() - began
-        self.pause_s = took * (1 / MEASURING_SHARE - 1)
+        if not self._store.short_of_space:
+            self.pause_s = took * (1 / MEASURING_SHARE - 1)
         self._measuring_s += took + self.pause_s
         if more or at_hand.void:
             return
