@@ -12,5 +12,5 @@ async def _trusts_itself(self: Leader, term: object, key: RegisterKey, deadline:
 
 
 if __name__ == "__main__":
-    Leader._confirm = _trusts_itself  # type: ignore[method-assign]
+    Leader._confirm = _trusts_itself  # type: ignore[method-assign] # wrong on purpose
     main()

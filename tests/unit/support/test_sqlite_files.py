@@ -171,7 +171,7 @@ def test_rot_is_found_or_harmless(tmp_path: Path) -> None:
             await store.close()
         return found
 
-    assert run_virtual(main()) > 0
+    assert run_virtual(main()) >= 20, "flips fall on bytes that say something"
 
 
 def test_files_of_killed_runs_go_and_those_of_living_ones_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
