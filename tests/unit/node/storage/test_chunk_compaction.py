@@ -9,7 +9,14 @@ import pytest
 from cluster.chunks.store import Reference
 from cluster.errors import NotFound
 from node.storage import file_evacuation
-from node.storage.chunk_compaction import COMPACT_BELOW, COMPACTION_INTERVAL_S, ChunkCompaction, choose, live_size
+from node.storage.chunk_compaction import (
+    COMPACT_BELOW,
+    COMPACTION_INTERVAL_S,
+    MEASURING_SHARE,
+    ChunkCompaction,
+    choose,
+    live_size,
+)
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_record import FILE_HEADER_BYTES, MOVE_REFERENCES_LIMIT, Kind, pack_header
 from node.storage.chunk_recovery import ChunkRecovery
@@ -359,6 +366,27 @@ async def test_a_file_is_measured_again_only_when_its_account_has_changed_and_th
             await compact(job)
             assert measured.count(number) == times
             harness.clock.now += 0.6 * COMPACTION_INTERVAL_S
+
+
+@pytest.mark.parametrize(("short", "pause_s"), [(False, 2.0 * (1 / MEASURING_SHARE - 1)), (True, 0.0)])
+async def test_measuring_takes_its_share_of_the_time_and_all_of_it_when_space_is_short(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, short: bool, pause_s: float
+) -> None:
+    measure = FileEvacuation.measure
+
+    async def slow(self: FileEvacuation) -> bool:
+        harness.clock.now += 2.0
+        return await measure(self)
+
+    monkeypatch.setattr(FileEvacuation, "measure", slow)
+    async with harness.store() as store:
+        await thin_out(store, await fill(store))
+        if short:
+            store._reserve = 1 << 60
+        job = job_of(store, harness)
+        assert await job.run_once(), "a file is chosen"
+        assert await job.run_once(), "it is measured"
+        assert job.pause_s == pytest.approx(pause_s)
 
 
 async def test_a_file_that_is_opened_while_it_goes_gives_its_space_back(
