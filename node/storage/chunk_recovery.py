@@ -118,6 +118,7 @@ class ChunkRecovery:
 
     def _list_files(self) -> None:
         directory = self._files.directory
+        self._disk.fsync_directory(directory)  # a name that a process before this one took away must not come back
         numbers = sorted(
             number for name in self._disk.list_directory(directory) if (number := file_number(name)) is not None
         )

@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from cluster.chunks.store import StoreFailed
@@ -377,7 +378,8 @@ class ChunkWriter:
             if not self._files.forget(number):
                 break  # being read; and none may go before an older one
             try:
-                self._disk.unlink(self._files.path(number))
+                with suppress(FileNotFoundError):  # the last try got so far, and could not sync the folder
+                    self._disk.unlink(self._files.path(number))
                 self._files.unlinked(number)
                 self._disk.fsync_directory(self._files.directory)
             except OSError as error:

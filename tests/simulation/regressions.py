@@ -40,4 +40,9 @@ REGRESSIONS = (
         169,
         "a flipped bit in a tree or an index of registers.db was found long after the start, when another replica had lost its own",
     ),
+    Regression(
+        "failing-disks",
+        20002,
+        "a log file was unlinked and the folder could not be synced: the next try found no name, and no file was given back until a restart",
+    ),
 )

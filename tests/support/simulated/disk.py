@@ -173,9 +173,16 @@ class SimulatedDisk:
     def open(self, path: str) -> int:
         with self._lock:
             self._call("open")
-            if path not in self._names:
-                raise FileNotFoundError(errno.ENOENT, "not there", path)
+            self._require(path)
             return self._descriptor(self._names[path])
+
+    def _require(self, path: str) -> None:
+        if path not in self._names:
+            raise FileNotFoundError(errno.ENOENT, "not there", path)
+
+    def _taken(self, path: str) -> int:
+        self._require(path)
+        return self._names.pop(path)
 
     def _descriptor(self, file: int) -> int:
         descriptor = self._number()
@@ -283,13 +290,13 @@ class SimulatedDisk:
     def rename(self, source: str, target: str) -> None:
         with self._lock:
             self._call("rename")
-            self._names[target] = self._names.pop(source)
+            self._names[target] = self._taken(source)
             self._renamed(Event("rename", self._names[target], target, note=source))
 
     def unlink(self, path: str) -> None:
         with self._lock:
             self._call("unlink")
-            file = self._names.pop(path)
+            file = self._taken(path)
             self._renamed(Event("unlink", file, path))
 
     def make_directory(self, path: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import random
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ from node.storage.disk import RealDisk
 from node.storage.file_evacuation import FileEvacuation
 from node.storage.file_ledger import FileAccount
 from node.storage.log_scan import Gap, LogScan
-from tests.support.simulated.disk import SimulatedDisk
+from tests.support.simulated.disk import Failure, SimulatedDisk
 from tests.unit.node.storage.test_chunk_store import ALICE, BOB, Harness, everything, payload_of, put
 
 KIB = 1024
@@ -417,6 +419,55 @@ async def test_a_file_that_is_opened_while_it_goes_gives_its_space_back(
         files.unpin(pinned[0])
         assert not files._open.keys() & set(pinned)
         assert len(harness.simulated._descriptors) == len(files._open)
+
+
+@pytest.mark.parametrize("real", [False, True])
+async def test_a_folder_that_could_not_be_synced_once_holds_nothing_back(
+    tmp_path: Path, real: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is gone by then, and the file is unlinked once more: it, and those that wait for it, go for good."""
+    disk = RealDisk() if real else SimulatedDisk()
+    harness = Harness(tmp_path / "chunks", disk)
+    harness.settings["grace_s"] = 0.0
+    async with harness.store() as store:
+        chunks = await fill(store, 30)
+        for chunk in chunks:
+            await store.drop_reference(chunk, ALICE.referrer)
+        await store.expire(100)
+        await store.seal()
+
+        def broken(_path: str) -> None:
+            raise OSError(errno.EIO, "broken")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "fsync_directory", broken)
+            assert await store.unlink_dead_files() == 0
+            assert harness.log(1) not in [
+                f"{harness.directory}/{name}" for name in disk.list_directory(harness.directory)
+            ]
+            assert await store.unlink_dead_files() == 0, "nothing younger before it is gone for good"
+        assert len(store.log_files()) > 3
+        assert await store.unlink_dead_files() >= 3
+        assert len(store.log_files()) == 1
+        chunk = await put(store, payload_of(1, 5 * KIB))
+    async with harness.store() as store:
+        assert [entry.chunk for entry in await everything(store)] == [chunk]
+
+
+async def test_what_a_process_unlinked_before_it_ended_does_not_come_back(harness: Harness) -> None:
+    """It ended before it could sync the folder; the next one must not unlink what is younger as if that had been done."""
+    async with harness.store(abandon=True) as store:
+        for chunk in await fill(store, 30):
+            await store.drop_reference(chunk, ALICE.referrer)
+        await store.expire(100)
+        await store.seal()
+        harness.simulated.failures.append(Failure("fsync_directory", errno.EIO))
+        assert await store.unlink_dead_files() == 0
+    harness.simulated.crash(random.Random(1), power=False)
+    assert harness.log(1) in harness.simulated.durable()
+    async with harness.store() as store:
+        assert harness.log(1) not in harness.simulated.durable()
+        assert [account.number for account in store.log_files()] == [2, 3, 4]
 
 
 def test_a_search_does_not_read_what_foreign_bytes_claim() -> None:
