@@ -43,6 +43,6 @@ REGRESSIONS = (
     Regression(
         "failing-disks",
         20002,
-        "a log file was unlinked and the folder could not be synced: the next try found no name, and no file was given back until a restart",
+        "a log file was unlinked and the folder could not be synced: later tries found no name, and no file was given back until a restart",
     ),
 )
