@@ -61,6 +61,8 @@ class CampaignCluster(WholeCluster):
         """Disks lost for good so far."""
         self.stopping: set[str] = set()
         """Who takes no requests any more."""
+        self.ending: set[str] = set()
+        """Whose requests are cut off just now."""
         self._requests: dict[str, dict[asyncio.Task[Any], None]] = {}
         self._sync_s: dict[str, float] = {}
 
@@ -85,17 +87,21 @@ class CampaignCluster(WholeCluster):
         return task
 
     async def kill(self, machine: Machine, *, power: bool | None = None) -> None:
+        self.ending.add(machine.name)
         tasks = self._cancel_requests(machine)
         await machine.kill(power=power)
         self.fault.after_kill(machine)
         if tasks:
             await asyncio.wait(tasks)
+        self.ending.discard(machine.name)
 
     async def stop(self, machine: Machine) -> None:
         """In good order: the requests that it has are cut off, and no more are taken."""
         self.stopping.add(machine.name)
+        self.ending.add(machine.name)
         self._cancel_requests(machine)
         await machine.stop()
+        self.ending.discard(machine.name)
         self.stopping.discard(machine.name)
 
     def process_ended(self, machine: Machine) -> None:

@@ -20,6 +20,9 @@ NAMES = [*SCENARIOS, *REGISTER_PLANS]
 ENDS = ("ok", "no", "unknown", "died")
 """Of the register simulation's counts, those of operations; the others are of trouble."""
 
+ANSWERED_AT_LEAST = 20
+"""So many of a register plan's operations go well before all trouble is over, whatever happens."""
+
 
 def run(name: str, seed: int, cut: Cut = WHOLE) -> Result:
     """Never raises for what goes wrong inside. A register plan can't be cut."""
@@ -31,6 +34,7 @@ def run_registers(name: str, seed: int, fault: str = "") -> Result:
     result = Result(name, seed)
     try:
         found = register_scenario.simulate(seed, REGISTER_PLANS[name], FAULTS[fault] if fault else None)
+        bad = found.bad
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -42,8 +46,12 @@ def run_registers(name: str, seed: int, fault: str = "") -> Result:
             result.operations[f"register {what}"] += count
         else:
             result.troubles[what] += count
-    if found.bad:
-        key = found.bad[0]
+    if found.answered_in_trouble < ANSWERED_AT_LEAST:
+        result.broken = BrokenError(
+            "users are answered", f"{found.answered_in_trouble} times before all trouble was over"
+        )
+    if bad:
+        key = bad[0]
         history = sorted(found.histories[key], key=lambda operation: operation.call)
         result.trace = [Line(operation.call, str(operation)) for operation in history]
         result.broken = BrokenError(

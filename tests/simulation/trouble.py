@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster.errors import HoldfastError
 from cluster.governance.state import StagedChange
+from cluster.register.key import RegisterKey
 from cluster.register.store import LEARNER
 from tests.simulation.campaign_cluster import CampaignCluster, production
 from tests.simulation.register_users import RegisterUsers
@@ -94,6 +95,9 @@ CALLS = (
 )
 FAILURES = {EIO: (errno.EIO, (*CALLS, COMMIT, COMMIT)), ENOSPC: (errno.ENOSPC, ("pwritev", COMMIT, "create"))}
 """Error number, and the calls that may fail with it."""
+
+AT_STARTS = ("open", "truncate")
+"""Calls that a running node hardly ever makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +186,8 @@ class Trouble:
         elif len(self._busy) + 1 > (LEAST_MEMBERS - 1) // 2 and not self._many_may(machines):
             return None
         free = [m for m in machines if m.name not in self._busy and m.core is not None and m.has_layout()]
+        if event.kind == LONE_LEADER:
+            free = [m for m in free if self._led_by(m)]
         if event.kind == UPGRADE:  # first those that have not got it yet
             free = [m for m in free if m.release is not LATER] or free
         if not free:
@@ -268,13 +274,16 @@ class Trouble:
         else:
             await self._lose(event, machine)
 
+    def _led_by(self, machine: Machine) -> list[RegisterKey]:
+        """The users' registers that this machine leads when nothing is the matter."""
+        view = machine.running.installed
+        keys = self._users.keys
+        return [key for key in keys if view.rule(view.partition_of(key.partition)).members[0] == machine.name]
+
     async def _cut_off_a_leader(self, machine: Machine) -> None:
         """It accepts from itself what nobody else hears of. Another takes over and learns what there is without it. Then the two reach each
-        other again and anti-entropy finds that they differ, while the third still asks the other alone. Nothing if it leads nothing."""
-        view, users = machine.running.installed, self._users
-        led = [key for key in users.keys if view.rule(view.partition_of(key.partition)).members[0] == machine.name]
-        if not led:
-            return
+        other again and anti-entropy finds that they differ, while the third still asks the other alone."""
+        view, users, led = machine.running.installed, self._users, self._led_by(machine)
         partition = view.partition_of(led[0].partition)
         keys = [key for key in led if view.partition_of(key.partition) == partition]
         other, third = (self._cluster.machines[name] for name in view.rule(partition).members[1:3])
@@ -325,16 +334,24 @@ class Trouble:
         cluster, stores = self._cluster, production(machine)
         number, calls = FAILURES[event.kind]
         call = calls[event.extra % len(calls)]
-        after, times = event.extra // 7 % 6, (1, 3, None)[event.extra % 3]
+        after, times = event.extra // 7 % 6, (1, 3, None)[event.extra // 42 % 3]
+        if (call, number) == ("pwritev", errno.ENOSPC) and times is not None:
+            times += 1  # the first writes what fits, as real ones do
         if event.kind in LOSSES:  # what can't be read counts as damaged
             cluster.losses += 1
             self._at_risk = frozenset(stores.chunks_on_disk())
+        before = stores.register_files.faults.met if call == COMMIT else stores.disk.met
         if call == COMMIT:
             stores.register_files.faults.fail(number, after=after, times=times, kept=event.extra % 2 == 0)
         else:
             stores.disk.failures.append(Failure(call, number, after, times))
         self._trace.note(f"! {machine.name} fails at {call}, after {after}, {times or 'all'} times")
+        if call in AT_STARTS:
+            await cluster.kill(machine, power=False)
+            machine.start()
         await asyncio.sleep(max(event.lasts, SLOT_S))
+        met = stores.register_files.faults.met if call == COMMIT else stores.disk.met
+        self.counts[f"{event.kind} met"] += met > before
         stores.heal()
         if machine.core is None or machine.running._doors.chunks.statistics().failure is not None:
             self._trace.note(f"! {machine.name} is started again")

@@ -38,6 +38,9 @@ ENDS_WITHIN_S = 120.0
 CALM_ENDS_WITHIN_S = 10.0
 """With everybody there."""
 
+LOOKING = ("get", "list", "read", "scan")
+"""Kinds that change nothing: there is always a yes, a no (of "get"), or nobody to ask."""
+
 NOT_DONE_ERRORS = (Busy, NoSpace, NotReady, PeerUnavailable, QuorumUnavailable, StaleLayout)
 REFUSALS = (Conflict, Invalid, NotFound)
 
@@ -78,6 +81,7 @@ class Users:
         limit = CALM_ENDS_WITHIN_S if self.calm else ENDS_WITHIN_S
         number = self.number()
         self.trace.note(f"#{number} {what} at {machine.name}")
+        life = machine.lives
         task = self.cluster.request(machine, work)
         _, waiting = await asyncio.wait([task], timeout=limit if give_up_s is None else give_up_s)
         if waiting:
@@ -91,7 +95,16 @@ class Users:
                 )
             task.cancel()
             await asyncio.wait([task])
+        elif (
+            task.cancelled()
+            and machine.core is not None
+            and machine.lives == life
+            and machine.name not in self.cluster.ending
+        ):
+            raise BrokenError("nothing fails otherwise than it may", f"#{number} {what} was cancelled by nobody")
         answer = self._judge(task, number, what)
+        if kind in LOOKING and isinstance(answer.result, OutcomeUnknown | Conflict | Invalid):
+            raise BrokenError("errors are those promised", f"#{number} {what}: {answer.result}")
         self.counts[f"{kind} {answer.ended}"] += 1
         shown = _short(answer.result)
         self.trace.note(f"#{number} {what}: {answer.ended}{shown}")

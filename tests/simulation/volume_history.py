@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tests.support.history.linearizability import UndecidedError
 from tests.support.history.operation import NEVER
 
 READ, LISTED, CREATE, REPLACE, RANGE, RESIZE, DELETE = (
@@ -30,7 +31,8 @@ STATES_LIMIT = 60_000
 @dataclass(frozen=True, slots=True)
 class VolumeOperation:
     """``value``: what was read, or written. ``expected``: the content that a condition named (`ANYTHING`: there was none; None:
-    If-None-Match). ``size``: of a create or resize, or what a listing said (None: not listed). ``tag`` is in everything it wrote."""
+    If-None-Match). ``size``: of a create or resize, or what a listing said (None: not listed; ``value`` then, if
+    the listed etag's content is known). ``tag`` is in everything it wrote."""
 
     kind: str
     call: float
@@ -48,7 +50,8 @@ class VolumeOperation:
         if self.kind == READ:
             return state == self.value, state
         if self.kind == LISTED:
-            return (None if state is None else len(state)) == self.size, state
+            of_size = (None if state is None else len(state)) == self.size
+            return of_size and (self.value is None or state == self.value), state
         if self.kind == CREATE:
             return (self.ended == OK) == (state is None), bytes(self.size or 0) if self.ended == OK else state
         wanted = self.expected in (ANYTHING, state)
@@ -85,14 +88,16 @@ ANYTHING = "anything"
 
 
 def is_explained(history: Sequence[VolumeOperation]) -> bool:
-    """Whether some order explains everything that returned."""
+    """Whether some order explains everything that returned. Raises UndecidedError when that could not be found out."""
     found = _search(history)
     if found is None:
         read = [operation.value for operation in history if operation.kind == READ and operation.value is not None]
         found = _search(
             [op for op in history if op.ret != NEVER or not op.tag or any(op.tag in content for content in read)]
         )
-    return found is not False
+    if found is None:
+        raise UndecidedError(f"{STATES_LIMIT} states of a volume were not enough")
+    return found
 
 
 def _search(history: Sequence[VolumeOperation]) -> bool | None:

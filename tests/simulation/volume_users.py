@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 
+from blake3 import blake3
+
 from cluster.errors import Conflict, Invalid, NotFound
 from cluster.volumes.volume import UNCONDITIONAL, Condition
 from tests.simulation import acknowledged
@@ -44,6 +46,12 @@ SLOWEST_BODY_S = 4.0
 """The most that a client takes to send a content: an operation ends within 10 s when everybody is there (`users.CALM_ENDS_WITHIN_S`), and a
 write that is older than `campaign_cluster.SETTINGS.sweep_age_s` may be taken for one that died."""
 
+CHANGES_LATE_S = 30.0
+"""So long after the last of a volume's changes was asked for or answered, none of them can have replaced what a reader reads now."""
+
+NOISE = 20
+"""Bytes between two tags of a content."""
+
 KINDS = ("read", "replace", "conditional", "range", "resize", "create", "list")
 WEIGHTS = (40, 22, 12, 14, 4, 4, 4)
 
@@ -56,6 +64,8 @@ class VolumeUsers:
         self.histories: dict[str, list[VolumeOperation]] = {name: [] for name in NAMES}
         self._contents: dict[str, bytes] = {}
         """Etag -> the content that it was seen to name."""
+        self._changed_at = dict.fromkeys(NAMES, -CHANGES_LATE_S)
+        """When somebody last asked for a change, or was told how it ended."""
 
     async def act(self, machine: Machine, rng: random.Random) -> None:
         name = rng.choices(NAMES, POPULARITY)[0]
@@ -91,7 +101,7 @@ class VolumeUsers:
             self._note(name, VolumeOperation(READ, call, users.now(), value=None, who=machine.name))
             return ""
         if answer.ended == REFUSED:
-            if users.now() - call < RETIRED_GRACE_S:
+            if users.now() - call < RETIRED_GRACE_S or call - self._changed_at[name] > CHANGES_LATE_S:
                 raise BrokenError(
                     "nothing acknowledged is lost",
                     f"{name} could not be read: {answer.result}",
@@ -120,11 +130,14 @@ class VolumeUsers:
         answer = await users.ask(machine, "list", machine.running.volumes.list(prefix="v"))
         if answer.ended != ANSWERED:
             return False
-        sizes = {volume.name: volume.size for volume in answer.result.volumes}
-        if list(sizes) != sorted(sizes) or answer.result.next_after is not None:
+        found = {volume.name: volume for volume in answer.result.volumes}
+        if list(found) != sorted(found) or set(found) - set(NAMES) or answer.result.next_after is not None:
             raise BrokenError("listings are in order", str(answer.result))
         for name in NAMES:
-            self._note(name, VolumeOperation(LISTED, call, users.now(), size=sizes.get(name), who=machine.name))
+            volume = found.get(name)
+            size, content = (None, None) if volume is None else (volume.size, self._contents.get(volume.etag))
+            listed = VolumeOperation(LISTED, call, users.now(), size=size, value=content, who=machine.name)
+            self._note(name, listed)
         return True
 
     # Changing
@@ -145,7 +158,7 @@ class VolumeUsers:
             expected, condition = None, Condition(if_none_match=frozenset({"*"}))
         elif etag is not None:
             expected, condition = self._contents[etag], Condition(if_match=frozenset({etag}))
-        call, losses, stored = users.now(), users.cluster.losses, self._begin_storing()
+        call, losses, stored = self._begin_change(name), users.cluster.losses, self._begin_storing()
         length = len(content) if rng.random() < 0.7 else None
         work = machine.running.volumes.replace(name, body(content, rng), length, condition, chunk_size=CHUNK_SIZE)
         what = f"replace {tag.decode()} of {len(content)}{'' if etag is None else f' if {etag!r}'} {name}"
@@ -165,7 +178,7 @@ class VolumeUsers:
         tag, content = self._some_content(name, rng)
         content = content[: rng.randrange(len(tag), len(content) + 1)]
         offset = rng.choice([0, CHUNK_SIZE, rng.randrange(12_000)])
-        call, losses, stored = users.now(), users.cluster.losses, self._begin_storing()
+        call, losses, stored = self._begin_change(name), users.cluster.losses, self._begin_storing()
         work = machine.running.volumes.write_range(name, offset, body(content, rng), len(content))
         what = f"range {tag.decode()} {offset}+{len(content)} {name}"
         answer = await users.ask(machine, what, work, give_up_s)
@@ -178,24 +191,30 @@ class VolumeUsers:
         )
 
     async def _resize(self, machine: Machine, name: str, size: int, give_up_s: float | None) -> None:
-        call = self._users.now()
+        call = self._begin_change(name)
         work = machine.running.volumes.resize(name, size)
         answer = await self._users.ask(machine, f"resize {size} {name}", work, give_up_s)
         self._changed(answer, name, VolumeOperation(RESIZE, call, NEVER, size=size, who=machine.name))
 
     async def _create(self, machine: Machine, name: str, size: int, give_up_s: float | None) -> None:
-        call = self._users.now()
+        call = self._begin_change(name)
         work = machine.running.volumes.create(name, size, chunk_size=CHUNK_SIZE)
         answer = await self._users.ask(machine, f"create {size} {name}", work, give_up_s)
         self._changed(answer, name, VolumeOperation(CREATE, call, NEVER, size=size, who=machine.name))
 
     async def _delete(self, machine: Machine, name: str, give_up_s: float | None) -> None:
-        call = self._users.now()
+        call = self._begin_change(name)
         answer = await self._users.ask(machine, f"remove {name}", machine.running.volumes.delete(name), give_up_s)
         self._changed(answer, name, VolumeOperation(DELETE, call, NEVER, who=machine.name))
 
+    def _begin_change(self, name: str) -> float:
+        """When it begins: now."""
+        self._changed_at[name] = self._users.now()
+        return self._changed_at[name]
+
     def _changed(self, answer: Answer, name: str, operation: VolumeOperation) -> None:
         """Note a change of which only the end is missing."""
+        self._changed_at[name] = self._users.now()
         if answer.ended == NOT_DONE:
             return
         ended, ret = OK, NEVER if answer.ended == UNKNOWN else self._users.now()
@@ -205,7 +224,9 @@ class VolumeUsers:
                 if "condition" in error.details and error.details["condition"] in {"shape", "fenced"}:
                     return  # told to repeat it, for a reason that is not the content's
                 if operation.kind not in {CREATE, REPLACE} or "etag" not in error.details:
-                    return
+                    raise BrokenError(
+                        "errors are those promised", f"{operation.kind} of {name}: {error} {error.details}", name
+                    )
                 ended = CONFLICT
             elif isinstance(error, Invalid):
                 ended = MISFIT
@@ -257,7 +278,7 @@ class VolumeUsers:
         size = rng.choice(
             [len(tag), rng.randrange(len(tag), 3000), rng.randrange(3000, 14_000), rng.randrange(14_000, 40_000)]
         )
-        return tag, (tag * (size // len(tag) + 1))[:size]
+        return tag, content_of(tag, size)
 
     def _note(self, name: str, operation: VolumeOperation) -> None:
         self.histories[name].append(operation)
@@ -265,6 +286,12 @@ class VolumeUsers:
     @staticmethod
     def _is_missing(answer: Answer) -> bool:
         return isinstance(answer.result, NotFound) and "volume" in answer.result.details
+
+
+def content_of(tag: bytes, size: int) -> bytes:
+    """No two pieces of it are alike, and the tag is never far."""
+    noise = blake3(tag).digest(length=NOISE * (size // (len(tag) + NOISE) + 1))
+    return b"".join(tag + noise[start : start + NOISE] for start in range(0, len(noise), NOISE))[:size]
 
 
 async def body(data: bytes, rng: random.Random) -> AsyncIterator[bytes]:

@@ -119,6 +119,8 @@ class SimulatedDisk:
         """How often something else than a write has changed what is durable: crashes and rot."""
         self.sound = True
         """Whether no bit was ever flipped and no call ever failed as `failures` want it."""
+        self.met = 0
+        """Calls that failed as `failures` want it."""
         self._lock = threading.RLock()
 
     def note(self, mark: Any) -> None:
@@ -150,6 +152,7 @@ class SimulatedDisk:
                     if not failure.times:
                         self.failures.remove(failure)
                 self.sound = False
+                self.met += 1
                 return failure.number
         return None
 

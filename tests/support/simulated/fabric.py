@@ -20,6 +20,7 @@ from cluster.rpc.caller import Reply
 from cluster.rpc.codec import codec_of
 from cluster.rpc.message import Payload, Request
 from cluster.rpc.service import Handlers, IncomingCall
+from tests.support.simulated.loop import process_context
 
 R = TypeVar("R")
 
@@ -64,7 +65,7 @@ class Process:
     # Life
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, context=process_context(self.name))
         self._tasks[task] = None
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task

@@ -34,9 +34,18 @@ PLANS = {
         trouble=("layout", "wipe", "crash", "cut", "slow", "freeze"),
         weather=Weather(loss=0.02, late=0.1, duplicate=0.1),
     ),
-    # These aim at one moment each: a register that is forgotten while it is on its way to the disk, votes that a crash takes away while two
-    # believe that they lead, a leader that is back before anybody has noticed, an acceptance that only one replica has heard of, met by
-    # anti-entropy and by a copier.
+    # These aim at one moment each: a name that was created, deleted and purged while an older creation of it was on its way, a register
+    # that is forgotten while it is on its way to the disk, votes that a crash takes away while two believe that they lead, a leader that
+    # is back before anybody has noticed, an acceptance that only one replica has heard of, met by anti-entropy and by a copier.
+    "late creations": Plan(
+        clients=3,
+        seconds=10,
+        keys=1,
+        purging=True,
+        trouble=(),
+        weather=Weather(late=0.2),
+        weights=(20, 0, 5, 45, 30, 0),
+    ),
     "slow disks": Plan(clients=8, seconds=5, trouble=("slow",), sync_s=0.05, certain=True, fewer=True),
     "pivots": Plan(clients=6, seconds=5, keys=1, trouble=("pivot",), sync_s=0.01, pace=8.0, guesses=0.6, certain=True),
     "restarts": Plan(clients=3, seconds=4, keys=1, trouble=("restart",), pace=10.0, fewer=True),

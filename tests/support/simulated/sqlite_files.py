@@ -167,6 +167,8 @@ class CommitFaults:
         self._plan: tuple[int, bool] | None = None
         self._after = 0
         self._times: int | None = 0
+        self.met = 0
+        """Commits that failed."""
 
     def fail(self, number: int, *, after: int = 0, times: int | None = 1, kept: bool = False) -> None:
         """``number``: ENOSPC, or EIO for anything else that goes wrong."""
@@ -184,6 +186,7 @@ class CommitFaults:
             self._after -= 1
             return None
         plan = self._plan
+        self.met += 1
         if self._times is not None:
             self._times -= 1
             if not self._times:
