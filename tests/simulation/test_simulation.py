@@ -48,8 +48,8 @@ def test_there_are_enough() -> None:
 
 def must_be_well(result: Result) -> None:
     if not result.ok:
-        cut, smaller = reduce(result, catalogue.run, tries=12)
-        pytest.fail(report.failure(smaller, cut), pytrace=False)
+        reduced = reduce(result, catalogue.run, tries=12)
+        pytest.fail(f"{report.failure(result)}\n{report.smaller(result, reduced)}", pytrace=False)
     answered = sum(count for what, count in result.operations.items() if what.endswith(" ok"))
     assert answered > 50, result.operations
 
