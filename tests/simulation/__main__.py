@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 import time
+from contextlib import closing
+from functools import partial
 
 from tests.simulation import campaign, catalogue, report
-from tests.simulation.reduce import reduce
+from tests.simulation.reduce import REDUCING_S, reduce
 from tests.simulation.result import Result
 from tests.simulation.run import Cut
 
@@ -95,7 +97,7 @@ def _one(names: list[str], options: argparse.Namespace) -> int:
     cut = Cut(options.nodes, options.operations, options.clients, options.events)
     tally = report.Tally()
     for name in names:
-        result = catalogue.run(name, options.seed, cut)
+        result = _run(name, options.seed, cut)
         tally.add(result)
         if options.trace:
             print(report.full_trace(result))
@@ -117,20 +119,22 @@ def _many(names: list[str], options: argparse.Namespace) -> int:
     began = time.monotonic()
     until = began + 60 * options.minutes if options.minutes else None
     shown = began
-    for result in campaign.results(campaign.jobs(names, first, last), options.jobs, until):
-        tally.add(result)
-        if not result.ok:
-            _tell(result, reducing=not options.no_reduce)
-        now = time.monotonic()
-        if now - shown >= PROGRESS_S:
-            shown = now
-            count = sum(tally.seeds.values())
-            print(
-                f"{count} seeds, {count / (now - began):.2f} a second, {tally.virtual_s / 3600:.2f} virtual hours, "
-                f"{len(tally.failures)} failures; last: {result.scenario} {result.seed}",
-                file=sys.stderr,
-                flush=True,
-            )
+    work = campaign.jobs(names, first, last)
+    with closing(campaign.results(work, options.jobs, until)) as results:
+        for result in results:
+            tally.add(result)
+            if not result.ok:
+                _tell(result, until, reducing=not options.no_reduce)
+            now = time.monotonic()
+            if now - shown >= PROGRESS_S:
+                shown = now
+                count = sum(tally.seeds.values())
+                print(
+                    f"{count} seeds, {count / (now - began):.2f} a second, {tally.virtual_s / 3600:.2f} virtual hours, "
+                    f"{len(tally.failures)} failures; last: {result.scenario} {result.seed}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     elapsed = time.monotonic() - began
     count = sum(tally.seeds.values())
     if options.json:
@@ -141,14 +145,18 @@ def _many(names: list[str], options: argparse.Namespace) -> int:
     return 1 if tally.failures else 0
 
 
-def _tell(result: Result, *, reducing: bool) -> None:
+def _run(name: str, seed: int, cut: Cut) -> Result:
+    return campaign.guarded(partial(catalogue.run, cut=cut), name, seed)
+
+
+def _tell(result: Result, until: float | None, *, reducing: bool) -> None:
+    """``until``: of `time.monotonic`, after which nothing more is tried."""
     print(report.failure(result), file=sys.stderr, flush=True)
-    if not reducing:
+    assert result.broken is not None
+    if not reducing or result.broken.invariant == campaign.ENDED:
         return
-    cut, smaller = reduce(result, catalogue.run)
-    if smaller is not result:
-        print("  made smaller:", file=sys.stderr)
-        print(report.failure(smaller, cut), file=sys.stderr, flush=True)
+    seconds = REDUCING_S if until is None else min(REDUCING_S, until - time.monotonic())
+    print(report.smaller(result, reduce(result, _run, seconds=seconds)), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
+from collections.abc import Callable
 from typing import Any
 
+from cluster.governance.state import LayoutState
 from cluster.governance.stores import Life
 from cluster.membership.settings import MembershipSettings
 from cluster.peer.core import Doors, PeerCore
@@ -15,6 +18,7 @@ from cluster.volumes.service import VolumeSettings
 from tests.simulation import acknowledged
 from tests.simulation.cuts import Cuts
 from tests.simulation.faults import HONEST, Fault
+from tests.simulation.result import BrokenError
 from tests.support.simulated.loop import process_context
 from tests.support.simulated.production_stores import ProductionStores
 from tests.support.simulated.stores import MemoryStores, StoresFactory
@@ -35,6 +39,9 @@ MEMBERSHIP = MembershipSettings(probe_interval_s=1.0)
 
 TOMBSTONE_GRACE_S = 3.0
 
+ROOM_BYTES = 1 << 22
+"""With less where SQLite's files are, it is this machine's disk that is full."""
+
 
 class CampaignCluster(WholeCluster):
     def __init__(
@@ -47,8 +54,11 @@ class CampaignCluster(WholeCluster):
         wild_clocks: bool = False,
         stores: StoresFactory = MemoryStores,
         fault: Fault = HONEST,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """``note``: told when a process ends by itself."""
         self.fault = fault
+        self._note = note
         super().__init__(
             streams.seed, size, down_out_s=down_out_s, streams=streams, wild_clocks=wild_clocks, stores=stores
         )
@@ -63,6 +73,8 @@ class CampaignCluster(WholeCluster):
         """Who takes no requests any more."""
         self.ending: set[str] = set()
         """Whose requests are cut off just now."""
+        self.removed: set[str] = set()
+        """Whose removal was asked for, agreed on and not given up."""
         self._requests: dict[str, dict[asyncio.Task[Any], None]] = {}
         self._sync_s: dict[str, float] = {}
 
@@ -74,7 +86,25 @@ class CampaignCluster(WholeCluster):
         core = PeerCore(settings, doors, life)
         self.fault.rig(core)
         acknowledged.watch(self, core)
+        self._watch_changes(core)
         return core
+
+    def _watch_changes(self, core: PeerCore) -> None:
+        """Remember who is to leave the layout."""
+        governor: Any = core.governor
+        apply, abort = governor.apply, governor.abort
+
+        async def applied(version: int) -> LayoutState:
+            state: LayoutState = await apply(version)
+            self.removed.update(set(state.excluded).difference(node.name for node in state.layouts()[-1].nodes))
+            return state
+
+        async def aborted() -> LayoutState:
+            self.removed.difference_update(core.installed.require().members)
+            state: LayoutState = await abort()
+            return state
+
+        governor.apply, governor.abort = applied, aborted
 
     # Users
 
@@ -89,6 +119,8 @@ class CampaignCluster(WholeCluster):
     async def kill(self, machine: Machine, *, power: bool | None = None) -> None:
         self.ending.add(machine.name)
         tasks = self._cancel_requests(machine)
+        if not self._closing:
+            self._check_process(machine)
         await machine.kill(power=power)
         self.fault.after_kill(machine)
         if tasks:
@@ -106,6 +138,31 @@ class CampaignCluster(WholeCluster):
 
     def process_ended(self, machine: Machine) -> None:
         self._cancel_requests(machine)
+        if machine.stores.failure is not None:
+            self._note(f"! {machine.name} ends by itself: {machine.stores.failure!r}")
+            self._check_process(machine)
+
+    async def close(self) -> None:
+        self._closing = True
+        await super().close()
+
+    _closing = False
+
+    def check_processes(self) -> None:
+        """None has ended by itself, and every log takes more, unless something on that machine's disks was made to fail."""
+        for machine in self.machines.values():
+            if machine._task is not None and machine._task.done() and not machine._task.cancelled():
+                machine._task.result()
+            self._check_process(machine)
+
+    def _check_process(self, machine: Machine) -> None:
+        stores = machine.stores
+        if not isinstance(stores, ProductionStores) or stores.was_made_to_fail or stores.end is None:
+            return
+        detail = f"{machine.name}, whose disks work: {stores.end!r}"
+        if shutil.disk_usage(stores.register_files.directory).free < ROOM_BYTES:
+            detail += f" (there is no room in {stores.register_files.directory.parent})"
+        raise BrokenError("no process ends by itself", detail)
 
     def _cancel_requests(self, machine: Machine) -> list[asyncio.Task[Any]]:
         tasks = list(self._requests.get(machine.name, ()))

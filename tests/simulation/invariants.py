@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from cluster.errors import HoldfastError
+from cluster.governance.state import LayoutState
 from cluster.register.store import FRESH, LEARNER
 from cluster.volumes.head import VOLUME_SHARDS
 from tests.simulation.campaign_cluster import CampaignCluster
@@ -28,12 +29,17 @@ WHOLE_WITHIN_S = 3 * SCRUB.period_s
 
 
 class CopiesWatch:
-    """Live copies of anything never fall below what they were because of a planned change."""
+    """Live copies of anything never fall below what they were because of a planned change. A copy on a node that is in no layout in
+    force counts for nothing: it may be given up at any time. Processes are watched as well."""
 
     def __init__(self, cluster: CampaignCluster) -> None:
         self._cluster = cluster
         self._references: frozenset[tuple[bytes, bytes]] = frozenset()
         self._copies = 0
+        self._state: LayoutState | None = None
+        """The newest that anybody was seen to have."""
+        self.outed: set[str] = set()
+        """Who was seen to be moved out, because it was dead."""
 
     async def begin(self) -> None:
         """Put the monument up, and wait until all of its copies are there."""
@@ -47,6 +53,7 @@ class CopiesWatch:
         """Watch until cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
+            self._cluster.check_processes()
             if not self._cluster.losses and self._least() < self._copies:
                 raise BrokenError(
                     "a planned change never lowers the number of copies",
@@ -54,11 +61,22 @@ class CopiesWatch:
                 )
 
     def _least(self) -> int:
-        machines = self._cluster.machines.values()
+        members = self._members()
+        machines = [machine for name, machine in self._cluster.machines.items() if name in members]
         return min(
             sum(referrer in m.stores.references_on_disk(chunk) for m in machines)
             for chunk, referrer in self._references
         )
+
+    def _members(self) -> tuple[str, ...]:
+        """Of the layout in force, and while a change is under way of the coming one."""
+        for machine in self._cluster.machines.values():
+            state = None if machine.core is None else machine.core.installed.state
+            if state is not None and (self._state is None or state.epoch > self._state.epoch):
+                self._state = state
+                self.outed.update(state.outed)
+        assert self._state is not None
+        return self._state.members
 
     async def read_everywhere(self) -> None:
         for machine in self._cluster.machines.values():
@@ -67,10 +85,27 @@ class CopiesWatch:
 
 
 async def settle(cluster: CampaignCluster) -> None:
-    """Everybody is back and has relearned, and no change is under way."""
+    """Everybody is back and has relearned, no change is under way, and the layout is what was asked for."""
     await _until(
         cluster, lambda: _well(cluster), "everybody recovers", SETTLED_WITHIN_S, lambda: _who_is_not_well(cluster)
     )
+    await _until(  # who was away is taken in after a while
+        cluster,
+        lambda: _well(cluster) and not not_as_asked(cluster),
+        "the layout is what was asked for",
+        SETTLED_WITHIN_S,
+        lambda: not_as_asked(cluster) or _who_is_not_well(cluster),
+    )
+
+
+def not_as_asked(cluster: CampaignCluster) -> str:
+    """Who joined, or was away, is in the layout; who was removed is not. Of a cluster that has settled."""
+    state = next(iter(cluster.machines.values())).running.installed.require()
+    members = set(state.members)
+    missing = cluster.machines.keys() - members - set(state.excluded)
+    told = [f"{name} is not in the layout" for name in sorted(missing)]
+    told += [f"{name} is in the layout, and was removed" for name in sorted(members & cluster.removed)]
+    return "; ".join(told)
 
 
 async def clean(cluster: CampaignCluster) -> None:
@@ -80,7 +115,9 @@ async def clean(cluster: CampaignCluster) -> None:
     end = asyncio.get_running_loop().time() + CLEAN_WITHIN_S
     await _until(
         cluster,
-        lambda: cluster.held() == needed and cluster.converged() and _roots_equal(cluster),
+        lambda: (
+            cluster.held() == needed and cluster.converged() and _roots_equal(cluster) and not _left_behind(cluster)
+        ),
         "the cluster converges",
         CLEAN_WITHIN_S,
         lambda: _what_differs(cluster, needed),
@@ -162,6 +199,16 @@ def _roots_equal(cluster: CampaignCluster) -> bool:
     return True
 
 
+def _left_behind(cluster: CampaignCluster) -> list[str]:
+    """Who is in no layout and holds chunks still."""
+    members = next(iter(cluster.machines.values())).running.installed.require().members
+    return [
+        name
+        for name, machine in cluster.machines.items()
+        if name not in members and any(references for _, references in machine.stores.held_chunks().values())
+    ]
+
+
 def _tombstones(machine: Machine) -> int:
     held = machine.stores.held_registers().values()
     return sum(record.value is None for registers in held for record in registers.values())
@@ -179,6 +226,7 @@ def _what_differs(cluster: CampaignCluster, needed: set[tuple[bytes, bytes]]) ->
         lines.append("not settled")
     elif not cluster.converged():
         lines.append("replicas differ")
+    lines += [f"{name} is in no layout and holds chunks" for name in _left_behind(cluster)]
     for machine in cluster.machines.values():
         if machine.core is not None:
             busy = [
@@ -233,16 +281,10 @@ async def _until(
     loop = asyncio.get_running_loop()
     end = loop.time() + within_s
     while not condition():
-        for machine in cluster.machines.values():
-            _ended_early(machine)
+        cluster.check_processes()
         if loop.time() >= end:
             raise BrokenError(what, f"not within {within_s:.0f} s: {why()}")
         await asyncio.sleep(1.0)
-
-
-def _ended_early(machine: Machine) -> None:
-    if machine._task is not None and machine._task.done():
-        machine._task.result()
 
 
 async def tried(work: Callable[[], object], within_s: float) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.simulation.reduce import Reduced
 from tests.simulation.result import Result
 from tests.simulation.run import WHOLE, Cut
 from tests.simulation.trace import around
@@ -32,13 +33,23 @@ def failure(result: Result, cut: Cut = WHOLE) -> str:
     assert result.broken is not None
     broken = result.broken
     lines = [
-        f"BROKEN: {broken.invariant}",
+        f"BROKEN: {broken.name}",
         f"  scenario {result.scenario}, seed {result.seed}, after {result.virtual_s:.1f} s of virtual time",
         f"  {broken.detail}",
     ]
     lines += [f"    {line.at:10.4f}  {line.text[:LINE_LIMIT]}" for line in around(result.trace, broken.mark)]
     lines += [f"  replay: {replay(result, cut)}"]
     return "\n".join(lines)
+
+
+def smaller(result: Result, reduced: Reduced) -> str:
+    """What became of a failure that was made smaller, and the line that replays it as it was found."""
+    ran_out = ", as far as the time went" if reduced.out_of_time else ""
+    if reduced.result is result:
+        return f"  nothing smaller was found{ran_out}"
+    return "\n".join(
+        [f"  made smaller{ran_out}:", failure(reduced.result, reduced.cut), f"  as it was found: {replay(result)}"]
+    )
 
 
 def full_trace(result: Result) -> str:

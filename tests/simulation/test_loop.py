@@ -76,6 +76,19 @@ def test_plain_callbacks_keep_their_order_and_effects_follow_causes(seed: int) -
         assert own == [f"{name}0", f"after {name}0", f"{name}1", f"after {name}1", f"{name}2", f"after {name}2"]
 
 
+def test_the_error_of_a_task_that_nobody_looks_at_fails_the_run_though_somebody_holds_the_task() -> None:
+    class Holder:
+        async def fail(self) -> None:
+            raise KeyError("nobody looks")
+
+        async def run(self) -> None:
+            self.task = asyncio.get_running_loop().create_task(self.fail())
+            await asyncio.sleep(1)
+
+    with pytest.raises(AssertionError, match="nobody looks"):
+        run_virtual(Holder().run())
+
+
 def test_sets_of_tasks_iterate_in_the_order_of_their_making() -> None:
     async def main() -> list[str]:
         tasks = {asyncio.create_task(asyncio.sleep(1), name=str(number)) for number in range(6)}

@@ -116,7 +116,8 @@ def test_a_failure_is_made_small() -> None:
 
     run = failing_when(breaks)
     first = run("everything", 1, WHOLE)
-    cut, smaller = reduce(first, run)
+    cut, smaller, out_of_time = reduce(first, run)
+    assert not out_of_time
     assert cut.events == (2,)
     assert cut.operations is not None
     assert 11 <= cut.operations < 30
@@ -130,7 +131,38 @@ def test_another_failure_is_not_taken_for_this_one() -> None:
         return Result(name, seed, BrokenError("something" if cut == WHOLE else "something else", ""))
 
     first = run("crashes", 1, WHOLE)
-    assert reduce(first, run) == (WHOLE, first)
+    assert reduce(first, run) == (WHOLE, first, False)
+
+
+def test_another_error_that_nobody_promised_is_another_failure() -> None:
+    def run(name: str, seed: int, cut: Cut) -> Result:
+        kind = "KeyError" if cut == WHOLE else "ValueError"
+        return Result(name, seed, BrokenError("nothing fails otherwise than it may", "", kind=kind))
+
+    first = run("crashes", 1, WHOLE)
+    assert reduce(first, run).result is first
+
+
+def test_making_it_small_ends_in_time_and_says_so() -> None:
+    """Each try takes 100 s."""
+    run = failing_when(lambda cut: cut.operations is None or cut.operations >= 11)
+    first = run("everything", 1, WHOLE)
+    now = [0.0]
+    tries: list[Cut] = []
+
+    def slow(name: str, seed: int, cut: Cut) -> Result:
+        now[0] += 100.0
+        tries.append(cut)
+        return run(name, seed, cut)
+
+    reduced = reduce(first, slow, seconds=250.0, clock=lambda: now[0])
+    assert len(tries) == 3
+    assert reduced.out_of_time
+    assert "as far as the time went" in report.smaller(first, reduced)
+    assert report.replay(first) in report.smaller(first, reduced)
+    none = reduce(first, slow, seconds=-1.0, clock=lambda: now[0])
+    assert none == (WHOLE, first, True)
+    assert "as far as the time went" in report.smaller(first, none)
 
 
 def test_events_are_drawn_from_the_seed_alone() -> None:

@@ -48,10 +48,11 @@ def test_there_are_enough() -> None:
 
 def must_be_well(result: Result) -> None:
     if not result.ok:
-        cut, smaller = reduce(result, catalogue.run, tries=12)
-        pytest.fail(report.failure(smaller, cut), pytrace=False)
-    answered = sum(count for what, count in result.operations.items() if what.endswith(" ok"))
-    assert answered > 50, result.operations
+        reduced = reduce(result, catalogue.run, tries=12)
+        pytest.fail(f"{report.failure(result)}\n{report.smaller(result, reduced)}", pytrace=False)
+    if result.scenario not in SCENARIOS:  # of whole nodes the run itself looks
+        answered = sum(count for what, count in result.operations.items() if what.endswith(" ok"))
+        assert answered > 50, result.operations
 
 
 @pytest.mark.parametrize(("name", "seed"), runs(today=False))
@@ -73,7 +74,8 @@ def test_what_failed_once(regression: tuple[str, int, str]) -> None:
 def test_a_seed_is_a_reproduction_under_any_hash_seed() -> None:
     code = (
         "from tests.simulation.run import fingerprint, simulate\n"
-        "print(fingerprint(simulate('everything', 4)), fingerprint(simulate('everything', 5)), fingerprint(simulate('rot', 1)))"
+        "runs = [('everything', 4), ('everything', 5), ('rot', 1), ('disks', 1)]\n"
+        "print(*(fingerprint(simulate(*run)) for run in runs))"
     )
     printed = set()
     for hash_seed in ("1", "2"):
@@ -83,7 +85,7 @@ def test_a_seed_is_a_reproduction_under_any_hash_seed() -> None:
         )
         printed.add(done.stdout)
     assert len(printed) == 1
-    one, other, on_disks = printed.pop().split()
+    one, other, *on_disks = printed.pop().split()
     assert one != other
     assert one == fingerprint(catalogue.run("everything", 4))
-    assert on_disks == fingerprint(catalogue.run("rot", 1))
+    assert on_disks == [fingerprint(catalogue.run(name, 1)) for name in ("rot", "disks")]

@@ -149,6 +149,8 @@ class VirtualTimeLoop(LoopWithoutIO):
         self.trace = trace if trace is not None else Trace()
         self.faults: list[str] = []
         """What reached the loop's exception handler: errors that nobody looked at."""
+        self.fault_types: list[str] = []
+        """Of each the error's type, or nothing."""
         self.turns = 0
         self.steps = 0
         self.cancelled_timers = 0
@@ -377,7 +379,7 @@ class VirtualTimeLoop(LoopWithoutIO):
         return task.result()
 
     def run_to_the_end(self, main: Coroutine[Any, Any, T]) -> T:
-        """Run it, then end whatever it left behind."""
+        """Run it, then end whatever it left behind, and collect it: the errors of tasks that nobody looked at are told then."""
         try:
             return cast("T", self.run_until_complete(main))
         finally:
@@ -388,6 +390,7 @@ class VirtualTimeLoop(LoopWithoutIO):
             if left:
                 self.run_until_complete(asyncio.wait(left, timeout=1.0))
             self.run_until_complete(self.shutdown_asyncgens())
+            gc.collect()
 
     def _completed(self, future: asyncio.Future[Any]) -> None:
         self._stopping = True
@@ -436,7 +439,9 @@ class VirtualTimeLoop(LoopWithoutIO):
         """Asked for with -X dev; there is nothing to add."""
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
-        self.faults.append(f"{context.get('message')}: {context.get('exception')!r}")
+        error = context.get("exception")
+        self.faults.append(f"{context.get('message')}: {error!r}")
+        self.fault_types.append("" if error is None else type(error).__name__)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         self.default_exception_handler(context)

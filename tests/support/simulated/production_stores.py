@@ -33,7 +33,7 @@ from node.storage.scrub_progress import ScrubFile
 from tests.support.simulated.disk import SimulatedDisk
 from tests.support.simulated.durable_log import DurableLog
 from tests.support.simulated.lanes import SYNC_S, SimulatedLanes
-from tests.support.simulated.sqlite_files import Files, RegisterFiles, SimulatedIndex, new_directory
+from tests.support.simulated.sqlite_files import CommitFaults, Files, RegisterFiles, SimulatedIndex, new_directory
 from tests.support.simulated.stores import Hosted, OpenStores, one_life
 
 LOG_DIRECTORY: Final = "/chunks"
@@ -59,6 +59,17 @@ class SavedDisks:
     log: SimulatedDisk
     index: Files
     registers: Files
+
+
+class _Commits(CommitFaults):
+    """Remembers whether any was ever made to fail."""
+
+    failed = False
+
+    def next(self) -> tuple[int, bool] | None:
+        fault = super().next()
+        self.failed |= fault is not None
+        return fault
 
 
 class _Process:
@@ -97,10 +108,11 @@ class ProductionStores:
         self._open_registers = open_registers
         self._directory = new_directory()
         root = Path(self._directory.name)
-        self.disk = self._new_disk()
-        self._log = DurableLog(self.disk)
+        self._calls_failed = self._was_full = False
+        self._put_in(self._new_disk())
         self.index = SimulatedIndex(str(root / INDEX_NAME))
         self.register_files = RegisterFiles(root)
+        self.register_files.faults = self._commits = _Commits()
         self._slowness = (1.0, 1.0)
         """Of registers and chunks."""
         self.failure: BaseException | None = None
@@ -114,6 +126,10 @@ class ProductionStores:
         return self._make_disk(capacity=self._capacity, history=False)
 
     def _put_in(self, disk: SimulatedDisk) -> None:
+        def before(_kind: str, _number: int) -> None:
+            self._calls_failed |= bool(disk.failures)
+
+        disk.fault = before
         self.disk = disk
         self._log = DurableLog(disk)
 
@@ -241,6 +257,7 @@ class ProductionStores:
 
     def fill(self, room: int | None) -> None:
         """Of the disk that the chunk log is on."""
+        self._was_full |= room is not None
         self._capacity = self._whole_capacity if room is None else self.disk.used() + room
         self.disk.capacity = self._capacity
 
@@ -248,6 +265,19 @@ class ProductionStores:
         """The disk fails no more."""
         self.disk.failures.clear()
         self.register_files.faults.clear()
+
+    @property
+    def was_made_to_fail(self) -> bool:
+        """Whether calls or commits were ever to fail, or the disk to be full: then a process may end, and its log may take nothing more.
+        Flipped bits are no reason: what is damaged is made good while it runs."""
+        return self._calls_failed or self._commits.failed or self._was_full
+
+    @property
+    def end(self) -> object:
+        """Why the process ends, has ended by itself, or takes nothing more into its log; None while all is well."""
+        if self.failure is not None or self._process is None:
+            return self.failure
+        return self._process.chunks._log.failure
 
     def is_writing(self) -> bool:
         """Whether chunks are being written just now."""

@@ -213,7 +213,7 @@ class WholeCluster:
         return PeerCore(settings, doors, life)
 
     def process_ended(self, machine: Machine) -> None:
-        """A machine's process has ended by itself, or was stopped."""
+        """A machine's process has ended by itself, or was stopped. What is raised here is an error of the machine."""
 
     def __getitem__(self, name: str) -> PeerCore:
         return self.machines[name].running

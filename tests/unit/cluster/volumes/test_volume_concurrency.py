@@ -79,6 +79,33 @@ async def test_of_two_creating_puts_with_if_none_match_one_wins() -> None:
     assert all(isinstance(result, Conflict) for result in results if isinstance(result, BaseException))
 
 
+@pytest.mark.parametrize("seed", range(10))
+async def test_of_puts_with_one_if_match_one_wins(seed: int) -> None:
+    """Whole and range PUTs through several gateways, all of which saw the same version."""
+    cluster = MemoryCluster(seed=seed)
+    gateways = [cluster.gateway(number) for number in range(4)]
+    before = bytes(2 * CELL)
+    await put(gateways[0], "v", before)
+    cluster.scatter(seed)
+    for turn in range(5):
+        condition = Condition(if_match=frozenset({(await gateways[0].show("v")).etag}))
+        bodies = [bytes([1 + 4 * turn + number]) * CELL for number in range(4)]
+        results = await asyncio.gather(
+            gateways[0].replace("v", body_of(bodies[0], bodies[0]), 2 * CELL, condition),
+            gateways[1].replace("v", body_of(bodies[1], bodies[1]), 2 * CELL, condition),
+            gateways[2].write_range("v", 0, body_of(bodies[2]), CELL, condition),
+            gateways[3].write_range("v", CELL, body_of(bodies[3]), CELL, condition),
+            return_exceptions=True,
+        )
+        won = [number for number, result in enumerate(results) if not isinstance(result, BaseException)]
+        assert len(won) == 1
+        assert sum(isinstance(result, Conflict) for result in results) == 3
+        (winner,) = won
+        body = bodies[winner]
+        before = (body * 2, body * 2, body + before[CELL:], before[:CELL] + body)[winner]
+        assert await content(gateways[turn % 4], "v") == before
+
+
 async def test_of_two_plain_creating_puts_one_creates_and_one_replaces() -> None:
     cluster = MemoryCluster()
     first, second = cluster.gateway(1), cluster.gateway(2)

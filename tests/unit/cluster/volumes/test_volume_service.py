@@ -271,6 +271,8 @@ async def test_conditions() -> None:
     ):
         with pytest.raises(Conflict):
             await change
+    assert await content(service, "v") == b"x"
+    assert (await service.show("v")).etag == volume.etag
     following = await service.write_range("v", 0, body_of(b"z"), 1, Condition(if_match=frozenset({"q", volume.etag})))
     with pytest.raises(Conflict):
         await service.delete("v", Condition(if_match=frozenset({volume.etag})))
