@@ -113,7 +113,7 @@ class NotReady(HoldfastError):
 
 
 class Busy(HoldfastError):
-    """A named limit is reached (queue, memory budget). Nothing was done."""
+    """A limit is reached (queue, memory budget, open files). Nothing was done."""
 
     code = "busy"
     retryable = True

@@ -1,9 +1,9 @@
 """One daemon: the one place where the parts of a node are put together.
 
-It owns the order of things: lock the data directory, open the stores, start the core, serve the API; and at the end the reverse: stop
-taking requests, finish those under way, tell the peers, close the stores. A part that fails ends the daemon: a node that can't
-keep its promises must not linger. One thing heals by itself: a damaged register database is set aside, and the node goes on with a new
-one, as a node that has forgotten (docs/decisions/amnesia.md).
+It owns the order of things: raise the limit of open files, lock the data directory, open the stores, start the core, serve the API; and
+at the end the reverse: stop taking requests, finish those under way, tell the peers, close the stores. A part that fails ends the daemon:
+a node that can't keep its promises must not linger. One thing heals by itself: a damaged register database is set aside, and the node goes
+on with a new one, as a node that has forgotten (docs/decisions/amnesia.md).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from cluster.governance.stores import RUN_BYTES, Life, new_store_id
 from cluster.peer.core import Doors, NewLifeError, PeerCore
 from cluster.peer.settings import PeerSettings
 from cluster.volumes.service import VolumeSettings
+from node import open_files
 from node.api.app import Api
 from node.api.auth import BearerToken
 from node.api.metrics import Metrics
@@ -91,8 +92,8 @@ class Daemon:
         self._stop.set()
 
     async def run(self) -> None:
-        """Raises Invalid, WrongCluster, Unauthorized (the configuration or the data directory is wrong), OSError, and whatever
-        made the daemon fail."""
+        """Raises Invalid, WrongCluster, Unauthorized (the configuration, the limit of open files or the data directory is wrong), OSError,
+        and whatever made the daemon fail."""
         try:
             await self._serve()
         except Exception as error:
@@ -105,6 +106,7 @@ class Daemon:
     async def _serve(self) -> None:
         config = self._config
         loop = asyncio.get_running_loop()
+        max_connections = open_files.set_up()
         async with AsyncExitStack() as stack:
             directory = stack.enter_context(DataDirectory(config.data, config.name, config.require_mount))
             threads = Threads()
@@ -161,7 +163,7 @@ class Daemon:
                 token=token,
                 release=version("holdfast"),
             )
-            server = ApiServer(api)
+            server = ApiServer(api, max_connections)
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(name, self.stop)
                 stack.callback(loop.remove_signal_handler, name)

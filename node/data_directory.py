@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cluster.errors import Invalid, WrongCluster
+from cluster.errors import Busy, Invalid, WrongCluster
 from node.mounts import require_mount
+from node.storage.disk_errors import FULL, PASSING
 
 FORMAT = 1
 MARKER = "node.json"
@@ -25,10 +26,6 @@ PROBE = "probe"
 
 MINE = {MARKER, f"{MARKER}.new", LOCK, PROBE, "lost+found", "log"}
 """What may stand in a directory that is new to a node."""
-
-
-FULL = {errno.ENOSPC, errno.EDQUOT}
-"""A full disk is no fault of the directory: the node goes on, and refuses writes by itself."""
 
 
 class DataDirectory:
@@ -73,7 +70,8 @@ class DataDirectory:
 
     def fault(self) -> str | None:
         """What has become of the directory since it was entered: None when it still is the same and can be written, else what is
-        wrong and what to do. Blocks for as long as the disk does; for a thread."""
+        wrong and what to do. Raises Busy when nobody can tell, for want of descriptors or memory. Blocks for as long as the disk does;
+        for a thread."""
         if self._lock is None:
             return None  # given up on purpose
         again = "see to the disk, then start the node again"
@@ -85,14 +83,20 @@ class DataDirectory:
                 f"{error.filename} is gone: the data directory was unmounted, moved or emptied under the node; {again}"
             )
         except OSError as error:
+            self._refuse_to_judge(error)
             return f"the data directory {self.path} can't be read any more: {error}; {again}"
         if found != self._marked or (lock.st_dev, lock.st_ino) != (held.st_dev, held.st_ino):
             return f"the data directory {self.path} is not the one that the node was started on: {again}"
         try:
             self._probe()
         except OSError as error:
+            self._refuse_to_judge(error)
             return f"the data directory {self.path} can't be written any more: {error}; {again}"
         return None
+
+    def _refuse_to_judge(self, error: OSError) -> None:
+        if error.errno in PASSING:
+            raise Busy(f"the data directory {self.path} can't be looked at now: {error}") from error
 
     def _read_marker(self) -> tuple[int, int, bytes]:
         """The marker's device, inode and content."""
@@ -101,7 +105,8 @@ class DataDirectory:
             return status.st_dev, status.st_ino, file.read()
 
     def _probe(self) -> None:
-        """Write something and see it on the disk. Raises OSError, but not for a full disk."""
+        """Write something and see it on the disk. Raises OSError, but not for a full disk: that is no fault of the directory, and the node
+        goes on and refuses writes by itself."""
         try:
             file = os.open(self.path / PROBE, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:

@@ -2,7 +2,8 @@
 
 A disk that is unmounted under a daemon, mounted over, or made read-only by its kernel leaves files open that look well for a while.
 Every few seconds this looks at the directory by its path, as the next start would, in a thread of its own: a disk that hangs hangs
-that thread and nothing else. What is found wrong ends the node loudly; a hanging disk is shown among the jobs and in the log.
+that thread and nothing else. What is found wrong ends the node loudly; a hanging disk, or a look that fails for want of descriptors or
+memory and so tells nothing, is shown among the jobs and in the log.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import structlog
 
 from cluster.chunks.store import StoreFailed
 from cluster.doors.clock import Clock
-from cluster.errors import HoldfastError
+from cluster.errors import Busy, HoldfastError
 from node.data_directory import DataDirectory
 
 log = structlog.get_logger(__name__)
@@ -43,15 +44,20 @@ class DataWatch:
     async def run(self) -> None:
         while True:
             await self._clock.sleep(WATCH_INTERVAL_S)
-            fault = await self._look()
-            if fault is not None:
-                self.last_error = fault
-                self._on_failure(StoreFailed(fault))
+            found = await self._look()
+            if isinstance(found, Busy):
+                if self.last_error != found.message:
+                    log.warning("data_directory_unseen", path=str(self._directory.path), error=found.message)
+                self.last_error = found.message
+                continue
+            self.last_error = found
+            if found is not None:
+                self._on_failure(StoreFailed(found))
                 return
 
-    async def _look(self) -> str | None:
-        """One look; what is wrong, None for nothing."""
-        done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+    async def _look(self) -> str | Busy | None:
+        """One look; what is wrong, None for nothing, Busy when that can't be told."""
+        done: asyncio.Future[str | Busy | None] = asyncio.get_running_loop().create_future()
         # A daemon thread, since one that hangs in the kernel must not keep the process from ending.
         threading.Thread(target=_check, args=(self._directory, done), name=self.name, daemon=True).start()
         try:
@@ -60,20 +66,23 @@ class DataWatch:
         except TimeoutError:
             self.last_error = f"the disk of {self._directory.path} has not answered for {SLOW_S:.0f} s"
             log.error("data_directory_hangs", path=str(self._directory.path), seconds=SLOW_S)
-        fault = await done
-        if fault is None:
-            self.last_error = None
+        found = await done
+        if found is None:
             log.warning("data_directory_answers_again", path=str(self._directory.path))
-        return fault
+        return found
 
 
-def _check(directory: DataDirectory, done: asyncio.Future[str | None]) -> None:
+def _check(directory: DataDirectory, done: asyncio.Future[str | Busy | None]) -> None:
     """In the thread: the answer goes back to the loop, unless that has ended meanwhile."""
-    fault = directory.fault()
+    found: str | Busy | None
+    try:
+        found = directory.fault()
+    except Busy as error:
+        found = error
 
     def answer() -> None:
         if not done.done():
-            done.set_result(fault)
+            done.set_result(found)
 
     loop = done.get_loop()
     if not loop.is_closed():

@@ -6,6 +6,8 @@ every store:
 * An answer to `put`, `add_reference`, `drop_reference` or `drop_partition` comes after its records are durable (fdatasync).
 * Bytes that do not match their checksums are never returned. What is found damaged is set aside at once: the chunk stops being
   listed as held, its references go with it, and repair may `put` it anew.
+* Whatever has to look at the index or at a copy may raise Busy: the node lacks something (open files, memory) to do so. That says nothing
+  about the chunk, and nothing was changed.
 * A chunk lives as long as it has a reference, and a grace period beyond. A reference to a chunk that isn't held does not exist.
 """
 
@@ -95,7 +97,7 @@ class ChunkStore(Protocol):
 
         `repair`: the copy makes up for one that is missing elsewhere; it may use half of the space that is kept free of users' puts.
         A copy that is already held only gains the reference, after its bytes were verified; a damaged one is replaced and keeps
-        its references. Raises NoSpace, Invalid (sizes), StoreFailed.
+        its references. Raises NoSpace, Invalid (sizes), Busy (nothing was changed), StoreFailed.
         """
 
     async def add_reference(self, chunk: bytes, reference: Reference) -> bool:
@@ -108,7 +110,8 @@ class ChunkStore(Protocol):
         """The verified bytes if they can be had without waiting for anything; None means: use `read`. Invalid outside the chunk."""
 
     async def read(self, chunk: bytes, offset: int = 0, length: int | None = None) -> bytes:
-        """`length` bytes (None: all) from `offset`, verified. Raises NotFound, Corrupt (then set aside), Invalid (range outside)."""
+        """`length` bytes (None: all) from `offset`, verified. Raises NotFound, Corrupt (then set aside), Invalid (range outside),
+        Busy (nothing is known of the copy)."""
 
     async def length(self, chunk: bytes) -> int:
         """Bytes of a chunk. Raises NotFound."""

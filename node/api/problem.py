@@ -37,6 +37,7 @@ _STATUSES: Mapping[str, int] = {
     "no-space": 507,
     "corrupt": 500,
     "store-failed": 503,
+    "index-unavailable": 503,
 }
 
 _TITLES: Mapping[str, str] = {
@@ -53,6 +54,7 @@ _TITLES: Mapping[str, str] = {
     "no-space": "No space left",
     "corrupt": "Stored data is damaged",
     "store-failed": "A node's store takes no more changes",
+    "index-unavailable": "A node's chunk index can't be used now",
     "internal": "Internal error",
 }
 

@@ -30,7 +30,8 @@ from node.api.request import ApiRequest, BodyCutShortError, BrokenAnswerError
 log = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS = 2048
-"""Open connections to one node's API; more are answered with 503 and closed. Bounds the memory of read buffers and heads."""
+"""Open connections to one node's API, at most; more are answered with 503 and closed. Bounds the memory of read buffers and heads. Where
+the system allows few open files it is fewer: `node.open_files`."""
 
 MAX_REQUEST_LINE = 8190
 """Bytes of method and target together; longer ones get 414."""
@@ -66,11 +67,13 @@ BACKLOG = 512
 class ApiConnection(web.RequestHandler):
     """One connection: aiohttp's protocol, with bounds on a slow head, a word for half-closed bodies, and problems for garbage."""
 
-    __slots__ = ("_body_left", "_counters", "_head_timer", "body")
+    __slots__ = ("_body_left", "_counters", "_head_timer", "_limit", "body")
 
-    def __init__(self, server: ApiHttpServer, counters: RequestCounters, **settings: Any) -> None:
+    def __init__(self, server: ApiHttpServer, counters: RequestCounters, limit: int, **settings: Any) -> None:
+        """``limit``: connections of the server, with this one."""
         super().__init__(server, **settings)
         self._counters = counters
+        self._limit = limit
         self._head_timer: asyncio.TimerHandle | None = None
         self.body: StreamReader = EMPTY_PAYLOAD
         """The body of the newest request taken up."""
@@ -80,9 +83,9 @@ class ApiConnection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self._manager is not None
-        if len(self._manager.connections) > MAX_CONNECTIONS:
+        if len(self._manager.connections) > self._limit:
             self._counters.connections_refused += 1
-            self._last_words(503, Busy(f"This node's API has its limit of {MAX_CONNECTIONS} open connections"))
+            self._last_words(503, Busy(f"This node's API has its limit of {self._limit} open connections"))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._head_timer is not None:
@@ -194,16 +197,18 @@ def parse_problem(error: HttpProcessingError) -> tuple[HoldfastError, int]:
 class ApiHttpServer(web.Server):
     """aiohttp's server, making connections and requests of our kinds."""
 
-    def __init__(self, api: Api, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, api: Api, max_connections: int, *, loop: asyncio.AbstractEventLoop) -> None:
         # Handlers are not cancelled when their client goes away: a half-made change would leave its outcome unknown to everybody.
         # Reading the body or writing the answer fails instead, and every wait in between has a deadline of its own.
         super().__init__(api.handle, request_factory=_make_request, handler_cancellation=False, loop=loop)
         self._counters = api.metrics.requests
+        self._max_connections = max_connections
 
     def __call__(self) -> ApiConnection:
         return ApiConnection(
             self,
             self._counters,
+            self._max_connections,
             loop=self._loop,
             access_log=None,
             keepalive_timeout=KEEP_ALIVE_S,
@@ -224,8 +229,9 @@ def _make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: 
 class ApiServer:
     """The API of one node on one address. `run` until cancelled, or `start` and `close`."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, max_connections: int = MAX_CONNECTIONS) -> None:
         self._api = api
+        self._max_connections = max_connections
         self._http: ApiHttpServer | None = None
         self._listener: asyncio.AbstractServer | None = None
         self.port = 0
@@ -241,7 +247,7 @@ class ApiServer:
         token is the configuration's business: `auth.check_listen_address`."""
         assert self._http is None, "started twice"
         loop = asyncio.get_running_loop()
-        http = ApiHttpServer(self._api, loop=loop)
+        http = ApiHttpServer(self._api, self._max_connections, loop=loop)
         try:
             self._listener = listener = await loop.create_server(http, host, port, backlog=BACKLOG)
         except (OSError, OverflowError) as error:

@@ -8,6 +8,7 @@ CRC32C of itself, and a cleanly closed index is sealed by a file with the size a
 on opening, so beside their checksums the totals over all leaves, in the state row, are compared: a row that is gone is noticed too.
 
 Any sign of damage is `IndexDamaged`; the caller then rebuilds from the log. A full disk is `IndexFull`: nothing was written, try later.
+What says nothing of the index (no descriptor, memory or lock is to be had) is `IndexUnavailable`: a good index is not thrown away for it.
 Connections: one for writing, used by one thread at a time under the store's rules, and one for reading per thread that asks.
 """
 
@@ -28,10 +29,12 @@ from typing import Any
 import sqlite_utils
 from crc32c import crc32c
 
+from cluster.errors import Busy
 from node.storage.chunk_state import ChunkState, ReferenceState
 from node.storage.chunk_trees import RUN_LEAVES, ChunkTrees, TreeChanges, TreeRun
+from node.storage.disk_errors import FULL, is_of_medium
 from node.storage.file_ledger import FileAccount
-from node.storage.sqlite_errors import is_full
+from node.storage.sqlite_errors import is_full, is_passing
 
 SCHEMA_VERSION = 2
 WRITE_CACHE_KIB = 8 * 1024
@@ -73,6 +76,15 @@ class IndexDamaged(Exception):
 
 class IndexFull(Exception):
     """The disk has no room for the index to grow. What it holds is whole."""
+
+
+class IndexUnavailable(IndexFull, Busy):
+    """The index could not be used for a reason that says nothing of it: too many open files, no memory, a lock. What it holds is whole.
+
+    It is an `IndexFull` for who writes it: nothing was written, and the same is written a moment later. Who asks gets an error of the
+    one tree; nothing was changed."""
+
+    code = "index-unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +174,32 @@ def _trees(
 
 @contextmanager
 def _judged() -> Iterator[None]:
-    """Turns SQLite's errors into the two that matter. Damaged text can't even be decoded, be it only in an error's message."""
+    """Turns SQLite's errors into the three that matter. Damaged text can't even be decoded, be it only in an error's message.
+
+    What is not known to be passing counts as damage, since rebuilding costs time and nothing else."""
     try:
         yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:
+    except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
         if is_full(error):
             raise IndexFull(str(error)) from error
+        if is_passing(error):
+            raise _unavailable(error) from error
         raise IndexDamaged(f"{type(error).__name__}: {error}") from error
     except OSError as error:
-        raise IndexDamaged(str(error)) from error
+        raise _judgement(error) from error
+
+
+def _judgement(error: OSError) -> IndexDamaged | IndexFull:
+    """Of an error of the operating system."""
+    if error.errno in FULL:
+        return IndexFull(str(error))
+    if is_of_medium(error) or isinstance(error, FileNotFoundError):
+        return IndexDamaged(str(error))
+    return _unavailable(error)
+
+
+def _unavailable(error: BaseException) -> IndexUnavailable:
+    return IndexUnavailable(f"the chunk index can't be used now ({str(error) or 'no memory'})", retry_after_s=1)
 
 
 def _cut(rows: Sequence[Sequence[Any]]) -> Iterator[tuple[int, list[Any]]]:
@@ -265,7 +294,7 @@ class ChunkIndex:
         """Counts rebuilds; a thread's reading connection of an earlier one is not used again."""
 
     def open(self) -> IndexState:
-        """Open what is there and check it. Raises IndexDamaged (also when there is none)."""
+        """Open what is there and check it. Raises IndexDamaged (also when there is none), IndexFull, IndexUnavailable."""
         try:
             return self._open()
         except (IndexDamaged, IndexFull):
@@ -369,7 +398,9 @@ class ChunkIndex:
             os.unlink(self._seal_path)
         except FileNotFoundError:
             return False
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            raise _judgement(error) from error
+        except ValueError as error:
             raise IndexDamaged(f"the seal of the index can't be read: {error}") from error
         if not isinstance(seal, dict) or seal != self._measure():
             raise IndexDamaged("the index is not what its seal says")
@@ -385,18 +416,23 @@ class ChunkIndex:
         return {"size": size, "crc32c": crc}
 
     def reader(self) -> IndexReader:
-        """The calling thread's own reader."""
+        """The calling thread's own reader. Raises IndexDamaged, IndexUnavailable, as its methods do."""
         held: tuple[int, IndexReader] | None = getattr(self._local, "held", None)
         if held is not None and held[0] == self.generation:
             return held[1]
         generation = self.generation
-        with _judged():
-            connection = sqlite3.connect(
-                f"file:{_quoted(self.path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
-            )
-            connection.execute("PRAGMA query_only = ON")
-            connection.execute(f"PRAGMA cache_size = -{READ_CACHE_KIB}")
-            connection.execute("PRAGMA busy_timeout = 10000")
+        try:
+            with _judged():
+                connection = sqlite3.connect(
+                    f"file:{_quoted(self.path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
+                )
+                connection.execute("PRAGMA query_only = ON")
+                connection.execute(f"PRAGMA cache_size = -{READ_CACHE_KIB}")
+                connection.execute("PRAGMA busy_timeout = 10000")
+        except IndexUnavailable as error:
+            if not os.path.exists(self.path):
+                raise IndexDamaged("the index is gone") from error
+            raise
         reader = IndexReader(connection)
         with self._readers_lock:
             self._readers.append(connection)
@@ -407,7 +443,7 @@ class ChunkIndex:
         return reader
 
     def write(self, snapshot: Snapshot) -> None:
-        """One transaction with all of `snapshot`. Raises IndexFull (nothing was written) or IndexDamaged."""
+        """One transaction with all of `snapshot`. Raises IndexFull, IndexUnavailable (nothing was written) or IndexDamaged."""
         assert self._writer is not None
         connection = self._writer
         with _judged():
@@ -449,7 +485,7 @@ class ChunkIndex:
                     [(one.file, one.offset, one.length, one.chunk, one.reason) for one in snapshot.damages],
                 )
                 connection.execute("COMMIT")
-            except sqlite3.Error:
+            except (sqlite3.Error, MemoryError):
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise

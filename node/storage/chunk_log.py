@@ -15,18 +15,21 @@ import errno
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from cluster.chunks.store import StoreFailed
+from cluster.errors import Busy
 from cluster.rpc.message import Buffer
 from node.storage.chunk_record import FILE_HEADER_BYTES, pack_file_header
 from node.storage.disk import IOV_LIMIT, Disk
+from node.storage.disk_errors import FULL, NO_DESCRIPTOR
 
 OPEN_FILES_LIMIT = 128
-"""Log files kept open; with 1 GiB files this covers 128 GiB without reopening, and stays far from the usual 1024 descriptors."""
+"""Log files kept open; with 1 GiB files this covers 128 GiB without reopening. `node.open_files` keeps so many descriptors for them."""
 
 _NAME = re.compile(r"chunks-(\d{8})\.log")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = FULL | {errno.EFBIG}
 
 
 class LogFull(Exception):
@@ -44,7 +47,7 @@ def file_number(name: str) -> int | None:
 
 
 class LogFiles:
-    """Descriptors of the log files in `directory`. Any thread."""
+    """Descriptors of the log files in `directory`. Any thread. The number of a file that is gone is not used again."""
 
     def __init__(self, disk: Disk, directory: str) -> None:
         self.disk = disk
@@ -53,7 +56,9 @@ class LogFiles:
         self._open: dict[int, list[int]] = {}
         """File number -> [descriptor, pins], least recently pinned first."""
         self._unlinked: set[int] = set()
-        """Files that are gone but were pinned once more before they went: their space is free when they are closed."""
+        """Files that are gone but were pinned, or about to be opened, when they went: their space is free when they are closed."""
+        self._opening: Counter[int] = Counter()
+        """Calls of `pin` that wait for the disk, by file: what they open may be gone before they have noted it."""
 
     def path(self, number: int) -> str:
         return os.path.join(self.directory, file_name(number))
@@ -66,8 +71,17 @@ class LogFiles:
                 self._open[number] = entry
                 entry[1] += 1
                 return entry[0]
-        descriptor = self.disk.open(self.path(number))
+            self._opening[number] += 1
+        try:
+            descriptor = self.disk.open(self.path(number))
+        except BaseException:
+            with self._lock:
+                self._opened(number)
+                if number not in self._opening and number not in self._open:
+                    self._unlinked.discard(number)
+            raise
         with self._lock:
+            self._opened(number)
             entry = self._open.get(number)
             if entry is None:
                 self._open[number] = [descriptor, 1]
@@ -79,6 +93,12 @@ class LogFiles:
         for one in spare:
             self.disk.close(one)
         return descriptor
+
+    def _opened(self, number: int) -> None:
+        """One call of `pin` waits no more."""
+        self._opening[number] -= 1
+        if not self._opening[number]:
+            del self._opening[number]
 
     def pin_open(self, number: int) -> int | None:
         """As `pin`, but None when the file isn't open: never waits for the disk."""
@@ -96,7 +116,8 @@ class LogFiles:
             if entry[1] or number not in self._unlinked:
                 return
             del self._open[number]
-            self._unlinked.discard(number)
+            if number not in self._opening:
+                self._unlinked.discard(number)
         self.disk.close(entry[0])
 
     def adopt(self, number: int, descriptor: int) -> None:
@@ -122,8 +143,11 @@ class LogFiles:
         return True
 
     def unlinked(self, number: int) -> None:
-        """The file's name is gone. Somebody may have opened it again since `forget`: close it when nobody reads it any more."""
+        """The file's name is gone. Somebody may have opened it again since `forget`, or be about to note that: close it when nobody
+        reads it any more."""
         with self._lock:
+            if number in self._opening:
+                self._unlinked.add(number)
             entry = self._open.get(number)
             if entry is None:
                 return
@@ -132,6 +156,15 @@ class LogFiles:
                 return
             del self._open[number]
         self.disk.close(entry[0])
+
+    def is_missing(self, number: int) -> bool:
+        """Whether the file is gone from a folder that is the log's still: a folder without any log file (one that was unmounted or moved
+        away, or an empty one mounted over it) tells nothing. Raises OSError."""
+        try:
+            names = self.disk.list_directory(self.directory)
+        except FileNotFoundError:
+            return False
+        return file_name(number) not in names and any(file_number(name) is not None for name in names)
 
     def _overdue(self) -> list[int]:
         spare = len(self._open) - OPEN_FILES_LIMIT
@@ -167,7 +200,7 @@ class ChunkLog:
         """Whether bytes of an undone write stand behind the end still."""
 
     def begin(self, number: int) -> None:
-        """Go on in a new file. Raises LogFull (go on in the old one), StoreFailed."""
+        """Go on in a new file. Raises LogFull (go on in the old one), Busy (too many files are open: nothing was done), StoreFailed."""
         self.refuse_if_failed()
         self._cut_back_if_due()
         salt = self._new_salt()
@@ -180,6 +213,10 @@ class ChunkLog:
             self._disk.fsync_directory(self._files.directory)
         except (OSError, LogFull) as error:
             self._discard(descriptor, path)
+            if isinstance(error, OSError) and error.errno in NO_DESCRIPTOR:
+                raise Busy(
+                    f"no new log file can be opened now: {error}; nothing was changed", retry_after_s=1
+                ) from error
             if isinstance(error, OSError) and error.errno not in _FULL:
                 raise self.poison(error, f"creating {path}") from error
             raise LogFull(str(error)) from error

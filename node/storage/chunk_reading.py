@@ -1,6 +1,7 @@
 """Reading chunks from the log, every byte checked before it is handed out. Blocks: for the readers' lane; `cached` for the loop.
 
-A place is read twice before it is called damaged, so that a fault on the way from the disk does not cost a good copy.
+A place is read twice before it is called damaged, so that a fault on the way from the disk does not cost a good copy. An error that says
+nothing about what the disk holds (too many open files, no memory, no permission) is no damage but `Busy`: try again, or elsewhere.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import NamedTuple
 
+from cluster.errors import Busy
 from node.storage.chunk_log import LogFiles
 from node.storage.chunk_record import (
     BLOCK,
@@ -21,6 +23,7 @@ from node.storage.chunk_record import (
     put_size,
 )
 from node.storage.chunk_state import ChunkState
+from node.storage.disk_errors import is_of_medium
 
 POSITION_CACHE_BYTES = 16 * 1024 * 1024
 """Memory for known positions: some 60 000 small chunks, or 13 000 of 4 MiB."""
@@ -81,7 +84,7 @@ class PositionCache:
 
 
 class ChunkReading:
-    """Reads through the shared descriptors."""
+    """Reads through the shared descriptors. What raises Damaged may raise Busy too: then nothing is known of the copy."""
 
     def __init__(self, files: LogFiles) -> None:
         self._files = files
@@ -170,15 +173,41 @@ class ChunkReading:
 
     def _drop_cached(self, state: ChunkState) -> None:
         with suppress(OSError):  # the read that follows finds out
-            descriptor = self._files.pin(state.file)
+            descriptor = self._pin(state.file)
             try:
                 self._disk.drop_cached(descriptor, put_size(state.length), state.offset)
             finally:
                 self._files.unpin(state.file)
 
     def _pread(self, file: int, length: int, offset: int) -> bytes:
-        descriptor = self._files.pin(file)
+        """Raises OSError when the disk has lost the bytes, Busy for any other failure."""
+        descriptor = self._pin(file)
         try:
             return self._disk.pread(descriptor, length, offset)
+        except OSError as error:
+            if is_of_medium(error):
+                raise
+            raise _cannot_look(error) from error
         finally:
             self._files.unpin(file)
+
+    def _pin(self, file: int) -> int:
+        """Raises as `_pread`. A file that is gone is lost, or was emptied meanwhile, which whoever is told of damage finds out."""
+        try:
+            return self._files.pin(file)
+        except FileNotFoundError as error:
+            try:
+                missing = self._files.is_missing(file)
+            except OSError as trouble:
+                raise _cannot_look(trouble) from error
+            if missing:
+                raise
+            raise _cannot_look(error) from error
+        except OSError as error:
+            if is_of_medium(error):
+                raise
+            raise _cannot_look(error) from error
+
+
+def _cannot_look(error: OSError) -> Busy:
+    return Busy(f"a stored chunk can't be read now: {error}", retry_after_s=1)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cluster.chunks.store import PAYLOAD_LIMIT, StoreFailed
 from node.storage.ballast import START_BYTES, Ballast
 from node.storage.chunk_catalog import ChunkCatalog
-from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, IndexState, Snapshot
+from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, IndexState, IndexUnavailable, Snapshot
 from node.storage.chunk_log import ChunkLog, LogFiles, LogFull, file_number
 from node.storage.chunk_record import (
     DAMAGED,
@@ -35,6 +35,7 @@ from node.storage.chunk_record import (
     record_size,
 )
 from node.storage.chunk_state import Change
+from node.storage.disk_errors import is_of_medium
 from node.storage.file_ledger import FileLedger
 from node.storage.log_scan import Gap, LogScan
 
@@ -87,6 +88,10 @@ class ChunkRecovery:
             state = self._catalog.index.open()
             self._adopt(state)
             self._replay()
+        except IndexUnavailable as error:
+            raise StoreFailed(
+                f"the chunk index can't be used now: {error.message}; see to that, then restart"
+            ) from error
         except IndexFull as error:
             raise StoreFailed(f"the disk has no room for the chunk index: {error}; free space, then restart") from error
         except IndexDamaged as error:
@@ -137,7 +142,7 @@ class ChunkRecovery:
         try:
             header = parse_file_header(self._disk.pread(descriptor, FILE_HEADER_BYTES, 0))
         except OSError as error:
-            if error.errno != errno.EIO:
+            if not is_of_medium(error):
                 raise
             header = None
         return header[1] if header is not None and header[0] == number else None
@@ -318,8 +323,8 @@ class ChunkRecovery:
         while True:
             try:
                 self._catalog.index.write(snapshot)
-            except IndexFull:
-                if not self._ballast.release():
+            except IndexFull as error:
+                if isinstance(error, IndexUnavailable) or not self._ballast.release():
                     raise
             else:
                 return
@@ -339,7 +344,9 @@ class ChunkRecovery:
             span = header_span(header, 0)
             if len(header) < span <= gap.length:  # a MOVE has its references between checksums and payload
                 header = self._disk.pread(descriptor, span, gap.offset)
-        except OSError:
+        except OSError as error:
+            if not is_of_medium(error):
+                raise
             return b""
         finally:
             self._files.unpin(number)

@@ -29,12 +29,12 @@ from cluster.chunks.store import (
     StoreFailed,
 )
 from cluster.doors.clock import Clock
-from cluster.errors import Corrupt, Invalid, NoSpace, NotFound
+from cluster.errors import Busy, Corrupt, Invalid, NoSpace, NotFound
 from cluster.merkle.digest_tree import DigestTree
 from cluster.rpc.message import Buffer
 from node.storage.ballast import RELEASE_BYTES, START_BYTES, Ballast, default_ballast
 from node.storage.chunk_catalog import ABSENT, PREFIX_BYTES, ChunkCatalog, merged_page
-from node.storage.chunk_index import ChunkIndex, Damage, IndexDamaged, IndexFull
+from node.storage.chunk_index import ChunkIndex, Damage, IndexDamaged, IndexFull, IndexUnavailable
 from node.storage.chunk_log import ChunkLog, LogFiles
 from node.storage.chunk_operation import AddReference, Condemn, Delete, DropReference, Expire, Operation, Put
 from node.storage.chunk_reading import ChunkReading, Damaged, Position, PositionCache
@@ -228,7 +228,7 @@ class LogChunkStore:
             self._wake()
 
     async def _verify(self, chunk: bytes, state: ChunkState) -> str | None:
-        """What is wrong with a copy, None if nothing."""
+        """What is wrong with a copy, None if nothing. Raises Busy."""
         try:
             await self._run(self._reading.verify, chunk, state)
         except Damaged as damaged:
@@ -369,7 +369,8 @@ class LogChunkStore:
         return self._reading.read(position, offset, length), position
 
     async def verify(self, chunk: bytes) -> int:
-        """Check all of a chunk's bytes as the disk has them; returns how many. Raises NotFound, Corrupt (then set aside)."""
+        """Check all of a chunk's bytes as the disk has them; returns how many. Raises NotFound, Corrupt (then set aside), Busy (it
+        can't be told now)."""
         _check_chunk(chunk)
         while True:
             state = await self._find(chunk)
@@ -620,6 +621,10 @@ class LogChunkStore:
             except IndexDamaged as error:
                 await self._submit(Rebuild(self._future(), epoch, str(error)))
                 continue
+            except IndexUnavailable as error:
+                if catalog.epoch != epoch:
+                    continue  # it is being built anew
+                raise Busy(error.message, **error.details) from error
             except IndexFull as error:
                 raise NoSpace(f"the disk is full: {error}", retry_after_s=1) from error
             if catalog.epoch == epoch:

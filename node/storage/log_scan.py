@@ -3,7 +3,8 @@
 A gap is a run of bytes that is no whole record of this file; it always ends where a whole record begins, or at the end of the file. What
 a gap means (a torn tail, damage) is for recovery to judge. Headers are always checked; payloads only from `verify_from` on,
 since what is older was synced before something later was written, and damage to it is found by reads.
-Unreadable sectors count as zeroes. Memory: one window. Nothing is changed.
+Sectors that the disk has lost count as zeroes; any other failure to read is raised (OSError), since records that are only passed over
+would be taken for damaged. Memory: one window. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from node.storage.chunk_record import (
     record_size,
 )
 from node.storage.disk import Disk
+from node.storage.disk_errors import is_of_medium
 
 WINDOW = 256 * 1024
 """Bytes read at once while records are small, or while searching."""
@@ -123,7 +125,9 @@ class LogScan:
         length = min(length, self._size - offset)
         try:
             data = self._disk.pread(self._descriptor, length, offset)
-        except OSError:
+        except OSError as error:
+            if not is_of_medium(error):
+                raise
             data = b"".join(
                 self._sector(position, offset + length) for position in range(offset, offset + length, SECTOR)
             )
@@ -133,7 +137,9 @@ class LogScan:
         length = min(SECTOR, end - offset)
         try:
             return self._disk.pread(self._descriptor, length, offset)
-        except OSError:
+        except OSError as error:
+            if not is_of_medium(error):
+                raise
             self.unreadable += length
             return bytes(length)
 

@@ -15,7 +15,7 @@ import pytest
 
 from cluster.chunks.store import StoreFailed
 from cluster.doors.clock import SystemClock
-from cluster.errors import HoldfastError, Invalid, WrongCluster
+from cluster.errors import Busy, HoldfastError, Invalid, WrongCluster
 from node import data_watch, mounts
 from node.data_directory import LOCK, MARKER, PROBE, DataDirectory
 from node.data_watch import DataWatch
@@ -161,6 +161,28 @@ def test_a_disk_that_takes_no_more_writes_is_noticed(
         assert "can't be written any more" in fault
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_want_of_descriptors_is_no_fault_of_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    with DataDirectory(tmp_path, "n1") as directory:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, failing(number))
+            with pytest.raises(Busy, match="can't be looked at now"):
+                directory.fault()
+        assert directory.fault() is None
+
+
+def test_the_marker_that_cannot_be_opened_for_want_of_descriptors_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DataDirectory(tmp_path, "n1") as directory:
+        monkeypatch.setattr(Path, "open", failing(errno.EMFILE))
+        with pytest.raises(Busy):
+            directory.fault()
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_watch, "WATCH_INTERVAL_S", 0.01)
@@ -186,6 +208,24 @@ async def test_the_watch_says_once_what_is_wrong(tmp_path: Path) -> None:
             await task
     assert [type(failure) for failure in failures] == [StoreFailed]
     assert watch.last_error == failures[0].message
+
+
+@pytest.mark.usefixtures("quick")
+async def test_the_watch_goes_on_when_nothing_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[HoldfastError] = []
+    with DataDirectory(tmp_path, "n1") as directory:
+        watch = DataWatch(directory, SystemClock(), failures.append)
+        task = asyncio.create_task(watch.run())
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", failing(errno.EMFILE))
+            await eventually(lambda: watch.last_error)
+            assert "can't be looked at now" in (watch.last_error or "")
+        await eventually(lambda: watch.last_error is None)
+        assert not task.done()
+        (directory.path / MARKER).unlink()
+        async with asyncio.timeout(10):
+            await task
+    assert [type(failure) for failure in failures] == [StoreFailed]
 
 
 def before(directory: DataDirectory) -> int:

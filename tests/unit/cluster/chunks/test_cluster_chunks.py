@@ -17,7 +17,7 @@ from cluster.chunks.hedge import HEDGE_MOST_S
 from cluster.chunks.messages import ChunkBytes, Dropped, DropReference, PutChunk, ReadChunk, ReadSmall
 from cluster.chunks.store import ChunkStore
 from cluster.doors.offload import Inline
-from cluster.errors import Corrupt, NoSpace, NotFound, PeerLost, PeerUnavailable, QuorumUnavailable, StaleLayout
+from cluster.errors import Busy, Corrupt, NoSpace, NotFound, PeerLost, PeerUnavailable, QuorumUnavailable, StaleLayout
 from cluster.register.quorum import QuorumRule
 from cluster.rpc.caller import Reply
 from cluster.rpc.message import Buffer, Done, Payload, Request, payload_joined
@@ -327,6 +327,24 @@ def test_a_hung_replica_holds_up_no_put_and_a_read_only_by_the_hedge() -> None:
             start = now()
             assert await world.read(chunk) == b"bytes"
             assert now() - start < HEDGE_MOST_S + 0.1
+
+    play(scenario)
+
+
+def test_a_replica_that_cannot_look_is_passed_over_and_its_copy_is_not_called_bad() -> None:
+    async def scenario(world: World) -> None:
+        told: list[tuple[bytes, Sequence[str]]] = []
+        world.chunks.on_bad_copy = lambda chunk, names: told.append((chunk, names))
+        chunk = await world.put()
+        await asyncio.sleep(1)
+        busy = fails(Busy("too many open files"))
+        world.peers.trouble = {"a": busy, "b": busy}
+        assert await world.read(chunk) == b"bytes"
+        world.peers.trouble["c"] = busy
+        with pytest.raises(QuorumUnavailable, match="a: busy, b: busy, c: busy"):
+            await world.read(chunk)
+        assert told == []
+        assert world.chunks.damaged_reads == 0
 
     play(scenario)
 

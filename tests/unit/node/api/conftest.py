@@ -18,7 +18,7 @@ from node.api.app import Api
 from node.api.auth import BearerToken
 from node.api.metrics import Metrics
 from node.api.ports import JsonObject, StagedNode
-from node.api.server import ApiServer
+from node.api.server import MAX_CONNECTIONS, ApiServer
 
 DEADLINE_S = 10.0
 
@@ -349,7 +349,7 @@ class Harness:
                 await asyncio.sleep(0.005)
 
 
-async def start(token: str | None) -> Harness:
+async def start(token: str | None, max_connections: int = MAX_CONNECTIONS) -> Harness:
     volumes, cluster, repair, metrics = FakeVolumes(), FakeCluster(), FakeRepair(), Metrics()
     api = Api(
         volumes=volumes,
@@ -359,7 +359,7 @@ async def start(token: str | None) -> Harness:
         token=BearerToken(token) if token is not None else None,
         release="0.0.test",
     )
-    server = ApiServer(api)
+    server = ApiServer(api, max_connections)
     await server.start("127.0.0.1", 0)
     return Harness(volumes, cluster, repair, metrics, api, server)
 
@@ -385,5 +385,13 @@ async def http() -> AsyncIterator[Harness]:
 async def guarded() -> AsyncIterator[Harness]:
     """An API whose token is ``s3cret``."""
     harness = await start("s3cret")
+    yield harness
+    await stop(harness)
+
+
+@pytest.fixture
+async def narrow() -> AsyncIterator[Harness]:
+    """An API that takes three connections."""
+    harness = await start(None, max_connections=3)
     yield harness
     await stop(harness)

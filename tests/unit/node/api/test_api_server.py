@@ -141,18 +141,17 @@ async def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch, htt
     assert await connection.at_eof()
 
 
-async def test_connections_are_bounded(http: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
-    connections = [await http.connect() for _ in range(3)]
+async def test_connections_are_bounded(narrow: Harness) -> None:
+    connections = [await narrow.connect() for _ in range(3)]
     for connection in connections:
-        assert (await http.request("GET", "/healthz", on=connection)).status == 200
-    refused = await http.connect()
+        assert (await narrow.request("GET", "/healthz", on=connection)).status == 200
+    refused = await narrow.connect()
     assert (await refused.receive()).status == 503
     assert await refused.at_eof()
-    assert http.metrics.requests.connections_refused == 1
+    assert narrow.metrics.requests.connections_refused == 1
     connections[0].close()
-    await http.until(lambda: len(http.server.connections) < 3)
-    assert (await http.request("GET", "/healthz")).status == 200
+    await narrow.until(lambda: len(narrow.server.connections) < 3)
+    assert (await narrow.request("GET", "/healthz")).status == 200
 
 
 async def test_a_port_in_use_is_said_so(http: Harness) -> None:

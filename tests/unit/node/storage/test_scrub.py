@@ -299,6 +299,25 @@ async def test_a_fault_on_the_way_costs_no_copy(bench: Bench) -> None:
     assert [damage.chunk for _, damage in bench.damages] == [chunk]
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+async def test_a_chunk_that_cannot_be_looked_at_is_verified_later(bench: Bench, number: int) -> None:
+    chunks = await bench.fill()
+    await bench.go(lambda: len(bench.verified) >= 5)
+    done = bench.scrubber.chunks_verified
+    bench.disk.fault = lambda kind, _: number if kind == "pread" else None
+    await bench.go(lambda: len(bench.verified) >= 8)
+    assert len({chunk for chunk, _ in bench.verified[5:]}) == 1, "the same one, again and again"
+    assert bench.scrubber.chunks_verified == done
+    assert "can't be read now" in bench.error()
+    bench.disk.fault = lambda *_: None
+    await bench.passes(1)
+    assert not bench.error()
+    assert bench.scrubber.chunks_verified == CHUNKS
+    assert {chunk for chunk, _ in bench.verified} == set(chunks)
+    assert bench.scrubber.damaged_found == 0
+    assert bench.damages == []
+
+
 async def test_every_way_to_damage_tells_which_chunk_it_is(bench: Bench) -> None:
     payloads = [random.Random(number).randbytes(600) for number in range(5)]
     names = [blake3(payload).digest() for payload in payloads]
