@@ -3,7 +3,8 @@
 A turn takes everything that is queued (bounded in bytes), decides each operation, appends all records with one write and one fdatasync,
 only then takes over the effects, and hands the answers to the event loop in one call. A second lane puts the newest states into
 the index whenever enough have come together, and unlinks dead log files; the writer goes on meanwhile and waits for it only when twice
-the bound has gathered. Whatever goes wrong, every queued operation gets an answer.
+the bound has gathered. Whatever goes wrong, every queued operation gets an answer; so do puts that were given up in the queue, which are
+dropped.
 """
 
 from __future__ import annotations
@@ -190,18 +191,24 @@ class ChunkWriter:
     def _step(self) -> None:
         """One group of what is queued, or what comes before a barrier and then the barrier."""
         group: list[Operation] = []
+        dropped: list[Operation] = []
         size = 0
         barrier: Barrier | None = None
-        while self._queue and size < BATCH_BYTES and len(group) < GROUP_OPERATIONS:
+        while self._queue and size < BATCH_BYTES and len(group) + len(dropped) < GROUP_OPERATIONS:
             item = self._queue.popleft()
             if isinstance(item, _Flushed):
                 self._guarded(self._end_flush)
             elif isinstance(item, Barrier):
                 barrier = item
                 break
+            elif isinstance(item, Put) and item.given_up:
+                dropped.append(item)
             else:
                 group.append(item)
                 size += item.size
+        if dropped:  # before the disk is asked for anything: what they held makes room for others
+            self._answer(dropped)
+            dropped = []
         if group:
             self._commit(group, size)
         if barrier is not None:
