@@ -354,6 +354,81 @@ async def test_dead_files_are_unlinked_and_nothing_comes_back(harness: Harness) 
     assert most < 20
 
 
+@pytest.mark.parametrize("before", ["a flush", "a full index", "another unlinking", "nothing"])
+async def test_no_put_waits_for_unlinking(harness: Harness, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    """On a slow disk a file of a gigabyte takes its time to go. What was under way when it was asked for makes no difference."""
+    harness.settings["grace_s"] = 0.0
+    written = threading.Event()
+    if before != "a flush":
+        written.set()
+    full = before == "a full index"
+    write = ChunkIndex.write
+
+    def slow(index: ChunkIndex, snapshot: Snapshot) -> None:
+        assert written.wait(30)
+        if full:
+            raise IndexFull("the disk is full")
+        write(index, snapshot)
+
+    monkeypatch.setattr(ChunkIndex, "write", slow)
+    unlinking = Gate(monkeypatch, harness.simulated, "unlink")
+    async with harness.store() as store:
+        for number in range(30):
+            chunk = await put(store, payload_of(number, 5000))
+            await store.drop_reference(chunk, ALICE.referrer)
+        await store.expire(100)
+        await store.seal()
+        writer = store._writer
+        assert writer is not None
+        with unlinking.shut():
+            if before in ("a flush", "a full index"):
+                writer._flush_states = 1
+                await put(store, payload_of(100, 10))
+                if before == "a flush":
+                    await until(lambda: writer._flush is not None)
+                else:
+                    await until(lambda: writer.index_error is not None)
+                writer._flush_states = 1 << 20
+                full = False
+            tasks = [asyncio.ensure_future(store.unlink_dead_files())]
+            if before == "another unlinking":
+                tasks.append(asyncio.ensure_future(store.unlink_dead_files()))
+            await asyncio.sleep(0)
+            written.set()
+            await unlinking.reached()
+            for number in range(101, 105):
+                async with asyncio.timeout(5):
+                    await put(store, payload_of(number, 10))
+            assert not any(task.done() for task in tasks)
+        assert (await asyncio.gather(*tasks))[0] >= 2
+        assert store.statistics().log_files == 1
+
+
+async def test_unlinking_that_is_asked_for_twice_is_answered_when_the_store_closes(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.settings["grace_s"] = 0.0
+    unlinking = Gate(monkeypatch, harness.simulated, "unlink")
+    async with harness.store() as store:
+        chunk = await put(store, payload_of(1, 5000))
+        await store.drop_reference(chunk, ALICE.referrer)
+        await store.expire(100)
+        await store.seal()
+        with unlinking.shut():
+            tasks = [asyncio.ensure_future(store.unlink_dead_files()) for _ in range(3)]
+            await unlinking.reached()
+            closing = asyncio.ensure_future(store.close())
+            await asyncio.sleep(0)
+        await closing
+        assert await asyncio.gather(*tasks) == [1, 0, 0]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # the writer is waited for, which sets no event
+            await asyncio.sleep(0.001)
+
+
 async def test_puts_leave_the_reserve_free_and_deletes_go_on(harness: Harness) -> None:
     harness.simulated.capacity = 100_000
     harness.settings["reserve_bytes"] = 20_000
