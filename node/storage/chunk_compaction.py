@@ -18,7 +18,7 @@ from cluster.errors import HoldfastError
 from node.storage.chunk_record import HEADER_BYTES
 from node.storage.chunk_store import LogChunkStore
 from node.storage.file_evacuation import FileEvacuation
-from node.storage.file_ledger import FileAccount
+from node.storage.file_ledger import FileFigures
 
 COMPACTION_RATE = 50 * 1024 * 1024
 """Bytes per second that compaction writes at most (and reads as many): a third of a plain hard disk, and it keeps ahead of a node that
@@ -47,17 +47,17 @@ MEASURING_SHARE = 0.2
 of the time in which any that were measured before are: it costs no writes, but a reader."""
 
 
-def live_size(account: FileAccount, cancelling: int = 0) -> int:
+def live_size(account: FileFigures, cancelling: int = 0) -> int:
     """Bytes that would have to be written to empty a file. `cancelling`: for what it cancels, if that is known."""
     return min(account.size, account.live_bytes + account.live * RECORD_OVERHEAD + cancelling)
 
 
-def gain(account: FileAccount, cancelling: int = 0) -> int:
+def gain(account: FileFigures, cancelling: int = 0) -> int:
     return account.size - live_size(account, cancelling)
 
 
 def choose(
-    accounts: Sequence[FileAccount],
+    accounts: Sequence[FileFigures],
     *,
     short: bool,
     room: int,
@@ -71,7 +71,7 @@ def choose(
         known = cancelling.get(account.number, 0) if cancelling else 0
         live = live_size(account, known)
         part = live / max(account.size, 1)
-        if (not account.live and not account.covers) or live + WORTH_WHEN_SHORT_BYTES > room:
+        if (not account.live and not account.covering) or live + WORTH_WHEN_SHORT_BYTES > room:
             continue
         if gain(account, known) >= (min(worth_bytes, WORTH_WHEN_SHORT_BYTES) if short else worth_bytes) and (
             short or part < COMPACT_BELOW
@@ -84,12 +84,12 @@ class _Measured(NamedTuple):
     """What emptying a file costs beside what is live in it, in bytes, by its account at that time (`_state`)."""
 
     cost: int
-    state: tuple[int, frozenset[int]]
+    state: tuple[int, int]
     at: float
 
 
-def _state(account: FileAccount) -> tuple[int, frozenset[int]]:
-    return account.live, frozenset(account.covers)
+def _state(account: FileFigures) -> tuple[int, int]:
+    return account.live, account.changes
 
 
 class ChunkCompaction:
@@ -170,7 +170,10 @@ class ChunkCompaction:
                 self._leave()
             return True, written
         if not await at_hand.release() and not at_hand.void:
-            if self._account(at_hand.number).live:
+            account = self._store.log_file(at_hand.number)
+            if account is None:
+                return True, 0  # whoever unlinks dead files was faster
+            if account.live:
                 self._leave()
                 return True, 0
             self.waiting_for = "readers of the emptied file, or room for the index"
@@ -216,9 +219,11 @@ class ChunkCompaction:
             self._at_hand = None
 
     def _note(self, at_hand: FileEvacuation, cost: int) -> None:
-        self._measured[at_hand.number] = _Measured(cost, _state(self._account(at_hand.number)), self._clock.monotonic())
+        account = self._store.log_file(at_hand.number)
+        if account is not None:
+            self._measured[at_hand.number] = _Measured(cost, _state(account), self._clock.monotonic())
 
-    def _worth(self, accounts: Sequence[FileAccount], *, short: bool) -> list[int]:
+    def _worth(self, accounts: Sequence[FileFigures], *, short: bool) -> list[int]:
         """Files worth emptying, or measuring, the best first."""
         there = {account.number: account for account in accounts}
         self._measured = {number: measured for number, measured in self._measured.items() if number in there}
@@ -236,15 +241,14 @@ class ChunkCompaction:
         room = self._store.room_to_move()
         if at_hand.size + WORTH_WHEN_SHORT_BYTES <= room:
             return False
-        if live_size(self._account(at_hand.number), at_hand.cancelling_bytes) + WORTH_WHEN_SHORT_BYTES <= room:
+        account = self._store.log_file(at_hand.number)
+        if account is None:
+            return False
+        if live_size(account, at_hand.cancelling_bytes) + WORTH_WHEN_SHORT_BYTES <= room:
             return False
         return bool(self._worth(self._store.log_files(), short=self._store.short_of_space))
 
-    def _account(self, number: int) -> FileAccount:
-        """Of a file that is there still."""
-        return next(account for account in self._store.log_files() if account.number == number)
-
-    def _is_mostly_dead(self, account: FileAccount) -> bool:
+    def _is_mostly_dead(self, account: FileFigures) -> bool:
         least = min(self._worth_bytes, WORTH_WHEN_SHORT_BYTES)
         return gain(account) >= least and live_size(account) < COMPACT_BELOW * account.size
 

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import nsmallest
 from random import Random
 from typing import Any, TypeVar
@@ -42,7 +42,7 @@ from node.storage.chunk_state import REFERENCED, ChunkState
 from node.storage.chunk_writer import Barrier, ChunkWriter, Rebuild, Retire, Seal
 from node.storage.disk import Disk
 from node.storage.file_evacuation import EvacuationDoors, FileEvacuation
-from node.storage.file_ledger import FileAccount
+from node.storage.file_ledger import FileFigures
 from node.storage.lanes import THREADS, Lane, Lanes
 
 log = logging.getLogger(__name__)
@@ -290,10 +290,17 @@ class LogChunkStore:
         )
         return FileEvacuation(number, doors)
 
-    def log_files(self) -> list[FileAccount]:
-        """The accounts of the log files, ascending; the last is the one that is appended to."""
-        accounts = sorted(self._catalog.ledger.accounts.copy().items())
-        return [replace(account, covers=account.covers.copy()) for _, account in accounts]
+    def log_files(self) -> list[FileFigures]:
+        """Figures of the log files, ascending; the last is the one that is appended to."""
+        accounts = sorted(
+            self._catalog.ledger.accounts.copy().items()
+        )  # one step for the writer, see `ChunkCatalog.overlay`
+        return [account.figures for _, account in accounts]
+
+    def log_file(self, number: int) -> FileFigures | None:
+        """Figures of one log file, None when it is gone."""
+        account = self._catalog.ledger.accounts.get(number)
+        return None if account is None else account.figures
 
     async def seal(self) -> bool:
         """Go on in a new log file; False when there is nothing in this one, or no room."""
