@@ -227,13 +227,21 @@ class ChunkCompaction:
         """Files worth emptying, or measuring, the best first."""
         there = {account.number: account for account in accounts}
         self._measured = {number: measured for number, measured in self._measured.items() if number in there}
+        room = self._store.room_to_move()
+
+        def chosen(costs: Mapping[int, int]) -> list[int]:
+            return choose(accounts, short=short, room=room, worth_bytes=self._worth_bytes, cancelling=costs)
+
         costs = {number: measured.cost for number, measured in self._measured.items()}
         if self._clock.monotonic() >= self._again_at:
-            changed = [number for number, one in self._measured.items() if one.state != _state(there[number])]
+            changed = {number: one.at for number, one in self._measured.items() if one.state != _state(there[number])}
             if changed:
-                del costs[min(changed, key=lambda number: self._measured[number].at)]
-        room = self._store.room_to_move()
-        return choose(accounts, short=short, room=room, worth_bytes=self._worth_bytes, cancelling=costs)
+                # of those only that are worth it if it costs nothing: another one would never be measured, and keep its turn for ever
+                at_best = chosen({number: cost for number, cost in costs.items() if number not in changed})
+                again = [number for number in at_best if number in changed]
+                if again:
+                    del costs[min(again, key=lambda number: changed[number])]
+        return chosen(costs)
 
     def _another_fits(self, at_hand: FileEvacuation) -> bool:
         """Whether there is no room any more for what is left of the file at hand, but for another one: half a file moved gives nothing

@@ -378,6 +378,25 @@ async def test_a_file_is_measured_again_only_when_its_account_has_changed_and_th
             harness.clock.now += 0.6 * COMPACTION_INTERVAL_S
 
 
+async def test_a_file_that_is_not_eligible_keeps_no_other_from_being_measured_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was measured while space was short, say: it is mostly live, and its turn would never end."""
+    measured = measurements(monkeypatch)
+    async with harness.store() as store:
+        _, _, number = await drop_some(store)
+        job = job_of(store, harness)
+        await compact(job)
+        assert measured.count(number) == 1
+        assert 1 not in measured
+        one = job._measured[number]
+        job._measured[1] = one._replace(at=one.at - 1, state=(-1, -1))
+        job._measured[number] = one._replace(state=(-1, -1))
+        harness.clock.now += 60
+        await compact(job)
+        assert measured.count(number) == 2
+
+
 async def test_a_file_that_goes_while_it_is_looked_at_ends_nothing(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
