@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from cluster.chunks.store import Reference
-from cluster.errors import NotFound
+from cluster.errors import Conflict, NotFound
 from node.storage import file_evacuation
 from node.storage.chunk_compaction import (
     COMPACT_BELOW,
     COMPACTION_INTERVAL_S,
+    MEASURED_S,
+    MEASURED_WHEN_SHORT_S,
     MEASURING_SHARE,
     ChunkCompaction,
     choose,
@@ -376,6 +378,107 @@ async def test_a_file_is_measured_again_only_when_its_account_has_changed_and_th
             await compact(job)
             assert measured.count(number) == times
             harness.clock.now += 0.6 * COMPACTION_INTERVAL_S
+
+
+@pytest.mark.parametrize("short", [False, True])
+async def test_what_was_measured_gets_old(harness: Harness, monkeypatch: pytest.MonkeyPatch, short: bool) -> None:
+    """What a deletion costs to be written again hangs on whether the chunk is held again, in another file: the account of the file with
+    the deletion does not tell when it becomes cheap."""
+    measured = measurements(monkeypatch)
+    lasts = MEASURED_WHEN_SHORT_S if short else MEASURED_S
+
+    async def delete(chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            await store.drop_reference(chunk, ALICE.referrer)
+        await ChunkExpiry(store).run_once()
+
+    async with harness.store() as store:
+        await fill(store, 8)
+        again = [await put(store, payload_of(100 + number, 5 * KIB)) for number in range(3)]
+        await store.seal()
+        dead = [await put(store, payload_of(200 + number, 5 * KIB)) for number in range(7)]
+        await delete(dead + again)
+        await store.seal()
+        for number in range(3):
+            await put(store, payload_of(100 + number, 5 * KIB))
+        await put(store, payload_of(300, 5 * KIB))
+        await store.seal()
+        job = job_of(store, harness, worth_bytes=28 * KIB)
+        await compact(job)
+        store._reserve = 1 << 60 if short else 0
+        assert measured == [2]
+        assert 2 in [account.number for account in store.log_files()]
+        await delete(again)
+        harness.clock.now += 0.9 * lasts
+        await compact(job)
+        assert measured.count(2) == 1
+        harness.clock.now += 0.2 * lasts
+        used = store.statistics().log_bytes
+        await compact(job)
+        assert measured.count(2) == 2
+        assert 2 not in [account.number for account in store.log_files()]
+        assert store.statistics().log_bytes < used
+        before = await everything(store)
+    harness.index.unlink()
+    async with harness.store() as store:
+        assert await everything(store) == before
+
+
+@pytest.mark.parametrize("short", [False, True])
+async def test_what_cannot_be_emptied_is_not_tried_for_ever(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, short: bool
+) -> None:
+    """Each time that it is tried anew the log may grow by a part of it."""
+    tried: list[int] = []
+
+    async def in_vain(self: FileEvacuation) -> int:
+        tried.append(self.number)
+        self.restated_bytes += self.size // 16
+        raise Conflict("too many references")
+
+    monkeypatch.setattr(FileEvacuation, "step", in_vain)
+    async with harness.store() as store:
+        await thin_out(store, await fill(store, 20))
+        store._reserve = 1 << 60 if short else 0
+        job = job_of(store, harness)
+        for _ in range(30):
+            while await job.run_once():
+                pass
+            harness.clock.now += 2 * MEASURED_S
+        assert 2 <= tried.count(1) <= (12 if short else 4)
+        kept = store._catalog.ledger.accounts[1]
+        kept.live -= 1
+        kept.live_bytes -= 5 * KIB
+        while await job.run_once():
+            pass
+        assert tried[-1] == 1, "it is another one now"
+        kept.live += 1
+        kept.live_bytes += 5 * KIB
+
+
+async def test_measuring_again_what_got_old_takes_its_share_of_the_time(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = measurements(monkeypatch)
+    measure = FileEvacuation.measure
+
+    async def slow(self: FileEvacuation) -> bool:
+        harness.clock.now += MEASURED_WHEN_SHORT_S
+        return await measure(self)
+
+    monkeypatch.setattr(FileEvacuation, "measure", slow)
+    async with harness.store() as store:
+        await drop_some(store)
+        store._reserve = 1 << 60
+        job = job_of(store, harness, worth_bytes=60 * KIB)
+        await compact(job)
+        measured.clear()
+        began = harness.clock.now
+        for _ in range(500):
+            if not await job.run_once():
+                harness.clock.now += 60
+        assert len(measured) > 3
+        assert len(measured) * MEASURED_WHEN_SHORT_S <= MEASURING_SHARE * (harness.clock.now - began)
 
 
 async def test_a_file_that_is_not_eligible_keeps_no_other_from_being_measured_again(
