@@ -4,8 +4,10 @@ One bounded piece of a file per `run_once`, then `pause_s` for whoever runs it, 
 said in `file_ledger`.
 
 Every file that is emptied makes the log smaller. So a file is first read through, to know what its cancelling records cost
-(`FileEvacuation.measure`), and left alone if that leaves no gain. What was measured counts until the file's account has changed, and then
-until there is time to measure again.
+(`FileEvacuation.measure`), and left alone if that leaves no gain. What was measured counts until the file's account has changed or the
+measurement is old (what it costs hangs on chunks elsewhere, of which the account does not tell), and then until there is time to measure
+again. Measuring writes nothing; what was written for a file in vain counts as a part of its cost until its account has changed, so that
+trying again and again can't write more than there is to gain.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from cluster.errors import HoldfastError
 from node.storage.chunk_record import HEADER_BYTES
 from node.storage.chunk_store import LogChunkStore
 from node.storage.file_evacuation import FileEvacuation
-from node.storage.file_ledger import FileAccount
+from node.storage.file_ledger import FileFigures
 
 COMPACTION_RATE = 50 * 1024 * 1024
 """Bytes per second that compaction writes at most (and reads as many): a third of a plain hard disk, and it keeps ahead of a node that
@@ -46,18 +48,25 @@ MEASURING_SHARE = 0.2
 """The part of the time in which files are measured while there is something to measure (all of it when space is short), and again the part
 of the time in which any that were measured before are: it costs no writes, but a reader."""
 
+MEASURED_S = 4 * 3600.0
+"""How long a measurement counts while the file's account stays as it is. A dead file that became cheap is held no longer than that, while
+there is room; and files that stay expensive for good are read for it a few times a day."""
 
-def live_size(account: FileAccount, cancelling: int = 0) -> int:
+MEASURED_WHEN_SHORT_S = 5 * 60.0
+"""The same, when space is short: writes may be refused for want of what such a file holds."""
+
+
+def live_size(account: FileFigures, cancelling: int = 0) -> int:
     """Bytes that would have to be written to empty a file. `cancelling`: for what it cancels, if that is known."""
     return min(account.size, account.live_bytes + account.live * RECORD_OVERHEAD + cancelling)
 
 
-def gain(account: FileAccount, cancelling: int = 0) -> int:
+def gain(account: FileFigures, cancelling: int = 0) -> int:
     return account.size - live_size(account, cancelling)
 
 
 def choose(
-    accounts: Sequence[FileAccount],
+    accounts: Sequence[FileFigures],
     *,
     short: bool,
     room: int,
@@ -71,7 +80,7 @@ def choose(
         known = cancelling.get(account.number, 0) if cancelling else 0
         live = live_size(account, known)
         part = live / max(account.size, 1)
-        if (not account.live and not account.covers) or live + WORTH_WHEN_SHORT_BYTES > room:
+        if (not account.live and not account.covering) or live + WORTH_WHEN_SHORT_BYTES > room:
             continue
         if gain(account, known) >= (min(worth_bytes, WORTH_WHEN_SHORT_BYTES) if short else worth_bytes) and (
             short or part < COMPACT_BELOW
@@ -81,15 +90,17 @@ def choose(
 
 
 class _Measured(NamedTuple):
-    """What emptying a file costs beside what is live in it, in bytes, by its account at that time (`_state`)."""
+    """What emptying a file costs beside what is live in it, in bytes, by its account at that time (`_state`). `wasted`: written for it in
+    vain since its account was another."""
 
     cost: int
-    state: tuple[int, frozenset[int]]
+    state: tuple[int, int]
     at: float
+    wasted: int = 0
 
 
-def _state(account: FileAccount) -> tuple[int, frozenset[int]]:
-    return account.live, frozenset(account.covers)
+def _state(account: FileFigures) -> tuple[int, int]:
+    return account.live, account.changes
 
 
 class ChunkCompaction:
@@ -114,6 +125,8 @@ class ChunkCompaction:
         self._measuring = False
         self._measuring_s = 0.0
         """The time that measuring the file at hand has taken."""
+        self._wasted_before = 0
+        """What was written in vain for the file at hand before it was taken in hand."""
         self._measured: dict[int, _Measured] = {}
         self._again_at = 0.0
         """From when on a file may be measured once more."""
@@ -170,7 +183,10 @@ class ChunkCompaction:
                 self._leave()
             return True, written
         if not await at_hand.release() and not at_hand.void:
-            if self._account(at_hand.number).live:
+            account = self._store.log_file(at_hand.number)
+            if account is None:
+                return True, 0  # whoever unlinks dead files was faster
+            if account.live:
                 self._leave()
                 return True, 0
             self.waiting_for = "readers of the emptied file, or room for the index"
@@ -196,6 +212,7 @@ class ChunkCompaction:
         self._at_hand = self._store.evacuation(worth[0])
         self._measuring = True
         self._measuring_s = 0.0
+        self._wasted_before = 0
         return True
 
     async def _measure(self, at_hand: FileEvacuation) -> None:
@@ -211,24 +228,48 @@ class ChunkCompaction:
         self._measuring = False
         if at_hand.number in self._measured:
             self._again_at = began + max(self.interval_s, self._measuring_s / MEASURING_SHARE)
-        self._note(at_hand, at_hand.cancelling_bytes)
+        self._wasted_before = self._wasted(at_hand.number)
+        self._note(at_hand, at_hand.cancelling_bytes, self._wasted_before)
         if at_hand.number not in self._worth(self._store.log_files(), short=self._store.short_of_space):
             self._at_hand = None
 
-    def _note(self, at_hand: FileEvacuation, cost: int) -> None:
-        self._measured[at_hand.number] = _Measured(cost, _state(self._account(at_hand.number)), self._clock.monotonic())
+    def _note(self, at_hand: FileEvacuation, cost: int, wasted: int) -> None:
+        account = self._store.log_file(at_hand.number)
+        if account is not None:
+            self._measured[at_hand.number] = _Measured(cost, _state(account), self._clock.monotonic(), wasted)
 
-    def _worth(self, accounts: Sequence[FileAccount], *, short: bool) -> list[int]:
+    def _wasted(self, number: int) -> int:
+        """What was written for a file in vain, as its account is now."""
+        account, measured = self._store.log_file(number), self._measured.get(number)
+        return 0 if account is None or measured is None or measured.state != _state(account) else measured.wasted
+
+    def _worth(self, accounts: Sequence[FileFigures], *, short: bool) -> list[int]:
         """Files worth emptying, or measuring, the best first."""
         there = {account.number: account for account in accounts}
         self._measured = {number: measured for number, measured in self._measured.items() if number in there}
-        costs = {number: measured.cost for number, measured in self._measured.items()}
-        if self._clock.monotonic() >= self._again_at:
-            changed = [number for number, one in self._measured.items() if one.state != _state(there[number])]
-            if changed:
-                del costs[min(changed, key=lambda number: self._measured[number].at)]
         room = self._store.room_to_move()
-        return choose(accounts, short=short, room=room, worth_bytes=self._worth_bytes, cancelling=costs)
+
+        def chosen(costs: Mapping[int, int]) -> list[int]:
+            return choose(accounts, short=short, room=room, worth_bytes=self._worth_bytes, cancelling=costs)
+
+        costs = {number: measured.cost + measured.wasted for number, measured in self._measured.items()}
+        now = self._clock.monotonic()
+        if now >= self._again_at:
+            lasts = MEASURED_WHEN_SHORT_S if short else MEASURED_S
+            due: dict[int, float] = {}
+            least: dict[int, int] = {}
+            for number, measured in self._measured.items():
+                changed = measured.state != _state(there[number])
+                since = measured.at if changed else measured.at + lasts
+                if since <= now:
+                    due[number] = since
+                    least[number] = 0 if changed else measured.wasted
+            # of those only that are worth it at the least cost: another one would never be measured, and keep its turn for ever
+            again = [number for number in chosen(costs | least) if number in due] if due else []
+            if again:
+                first = min(again, key=lambda number: due[number])
+                costs[first] = least[first]
+        return chosen(costs)
 
     def _another_fits(self, at_hand: FileEvacuation) -> bool:
         """Whether there is no room any more for what is left of the file at hand, but for another one: half a file moved gives nothing
@@ -236,15 +277,14 @@ class ChunkCompaction:
         room = self._store.room_to_move()
         if at_hand.size + WORTH_WHEN_SHORT_BYTES <= room:
             return False
-        if live_size(self._account(at_hand.number), at_hand.cancelling_bytes) + WORTH_WHEN_SHORT_BYTES <= room:
+        account = self._store.log_file(at_hand.number)
+        if account is None:
+            return False
+        if live_size(account, at_hand.cancelling_bytes) + WORTH_WHEN_SHORT_BYTES <= room:
             return False
         return bool(self._worth(self._store.log_files(), short=self._store.short_of_space))
 
-    def _account(self, number: int) -> FileAccount:
-        """Of a file that is there still."""
-        return next(account for account in self._store.log_files() if account.number == number)
-
-    def _is_mostly_dead(self, account: FileAccount) -> bool:
+    def _is_mostly_dead(self, account: FileFigures) -> bool:
         least = min(self._worth_bytes, WORTH_WHEN_SHORT_BYTES)
         return gain(account) >= least and live_size(account) < COMPACT_BELOW * account.size
 
@@ -254,8 +294,9 @@ class ChunkCompaction:
         return written < at_hand.size * (1.0 if self._store.short_of_space else (1 + COMPACT_BELOW) / 2)
 
     def _leave(self) -> None:
-        """Not this file, until its account is another."""
+        """Not this file, until its account is another, or much later."""
         at_hand, self._at_hand = self._at_hand, None
         self._measuring = False
         if at_hand is not None and not at_hand.gone:
-            self._note(at_hand, at_hand.size)
+            written = at_hand.moved_bytes + at_hand.restated_bytes
+            self._note(at_hand, at_hand.size, self._wasted_before + written)

@@ -52,13 +52,21 @@ class Operation:
         """Bytes in the log, at most."""
         return 128
 
+    @property
+    def given_up(self) -> bool:
+        """Whether its caller went away before it was answered. Any thread: a moment later it may be so."""
+        return self.future.cancelled()
+
     def decide(self, batch: Batch) -> None:
         """Set `outcome` and add the records it takes."""
         raise NotImplementedError
 
 
 class Put(Operation):
-    """Keep a payload. The outcome is None, or the ChunkState of a copy that is there and must be verified before asking again."""
+    """Keep a payload. The outcome is None, or the ChunkState of a copy that is there and must be verified before asking again.
+
+    One that was given up is dropped if the writer has not begun with it: nobody was told that it is kept. What is queued behind it is
+    decided on the state without it, as if it had never come."""
 
     __slots__ = ("checked", "fault", "payload", "referrer", "repair", "replicas")
 

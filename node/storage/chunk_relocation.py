@@ -128,7 +128,9 @@ class Restate(Operation):
         for held in self._repeated(state):
             batch.add_reference(self.chunk, held.referrer, held.replicas)
         since = None if state.freed == REFERENCED else state.freed
-        gone = [referrer for referrer in dropped if state.reference(referrer) is None]
+        gone = sorted(
+            referrer for referrer in dropped if state.reference(referrer) is None
+        )  # of a set: its order is no order
         if not gone and state.freed_file == self.file and since is not None:
             gone = [NO_REFERRER]
         for referrer in gone:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import nsmallest
 from random import Random
 from typing import Any, TypeVar
@@ -43,7 +42,7 @@ from node.storage.chunk_state import REFERENCED, ChunkState
 from node.storage.chunk_writer import Barrier, ChunkWriter, Rebuild, Retire, Seal
 from node.storage.disk import Disk
 from node.storage.file_evacuation import EvacuationDoors, FileEvacuation
-from node.storage.file_ledger import FileAccount
+from node.storage.file_ledger import FileFigures
 from node.storage.lanes import THREADS, Lane, Lanes
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,8 @@ READERS = 4
 """Reads from the disk at once; enough to keep a disk's queue busy, few enough to keep memory small."""
 
 QUEUE_BYTES = 256 * 1024 * 1024
-"""Payload bytes that may wait for the writer; a put beyond that waits before it is queued."""
+"""Payload bytes that may be queued for the writer, or be with it; a put beyond that waits before it is queued. It holds also while the
+disk hangs and every put is given up at its deadline: their payloads are there until the writer gets to them."""
 
 INDEX_NAME = "chunks.sqlite"
 FILE_BYTES = 1024 * 1024 * 1024
@@ -118,7 +118,9 @@ class LogChunkStore:
         self._readers: Lane | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queued_bytes = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        """Of puts that have not ended, and of those given up whose payload the writer still holds."""
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        """Puts for which there is no room yet, in their order."""
         self._reserve = 0
         self._reads = 0
         self._cached_reads = 0
@@ -211,21 +213,21 @@ class LogChunkStore:
         if self._queued_bytes and self._queued_bytes + size > QUEUE_BYTES:
             await self._room(size)
         self._queued_bytes += size
+        checked: tuple[int, int] | None = None
+        fault: str | None = None
+        operation: Put | None = None
         try:
-            checked: tuple[int, int] | None = None
-            fault: str | None = None
             while True:
                 who, copies = reference.referrer, reference.replicas
-                held = await self._submit(
-                    Put(chunk, self._future(), payload, who, copies, checked, fault, repair=repair)
-                )
+                operation = Put(chunk, self._future(), payload, who, copies, checked, fault, repair=repair)
+                held = await self._submit(operation)
                 if held is None:
                     return
                 checked = (held.file, held.offset)
                 fault = await self._verify(chunk, held)
         finally:
-            self._queued_bytes -= size
-            self._wake()
+            if operation is None or not operation.given_up:  # else the writer has the payload still: see `_answered`
+                self._give_back(size)
 
     async def _verify(self, chunk: bytes, state: ChunkState) -> str | None:
         """What is wrong with a copy, None if nothing. Raises Busy."""
@@ -288,10 +290,17 @@ class LogChunkStore:
         )
         return FileEvacuation(number, doors)
 
-    def log_files(self) -> list[FileAccount]:
-        """The accounts of the log files, ascending; the last is the one that is appended to."""
-        accounts = sorted(self._catalog.ledger.accounts.copy().items())
-        return [replace(account, covers=account.covers.copy()) for _, account in accounts]
+    def log_files(self) -> list[FileFigures]:
+        """Figures of the log files, ascending; the last is the one that is appended to."""
+        accounts = sorted(
+            self._catalog.ledger.accounts.copy().items()
+        )  # one step for the writer, see `ChunkCatalog.overlay`
+        return [account.figures for _, account in accounts]
+
+    def log_file(self, number: int) -> FileFigures | None:
+        """Figures of one log file, None when it is gone."""
+        account = self._catalog.ledger.accounts.get(number)
+        return None if account is None else account.figures
 
     async def seal(self) -> bool:
         """Go on in a new log file; False when there is nothing in this one, or no room."""
@@ -583,7 +592,10 @@ class LogChunkStore:
             if operation.position is not None and not isinstance(operation.outcome, Exception):
                 positions.add(operation.chunk, operation.position)
             future = operation.future
-            if not future.done():
+            if operation.given_up:
+                if isinstance(operation, Put):
+                    self._give_back(len(operation.payload))
+            elif not future.done():
                 if isinstance(operation.outcome, Exception):
                     future.set_exception(operation.outcome)
                 else:
@@ -649,13 +661,17 @@ class LogChunkStore:
         while self._queued_bytes and self._queued_bytes + size > QUEUE_BYTES:
             self._running()
             waiter: asyncio.Future[None] = self._future()
-            self._waiting.append(waiter)
-            await waiter
+            self._waiting[waiter] = None
+            try:
+                await waiter
+            finally:
+                self._waiting.pop(waiter, None)  # given up: a disk that hangs may see any number of those
 
-    def _wake(self) -> None:
-        """Let the waiting puts look again."""
+    def _give_back(self, size: int) -> None:
+        """Payload bytes that nobody holds any more: let the waiting puts look again."""
+        self._queued_bytes -= size
         if self._waiting:
-            waiting, self._waiting = self._waiting, deque()
+            waiting, self._waiting = self._waiting, {}
             for waiter in waiting:
                 if not waiter.done():
                     waiter.set_result(None)

@@ -3,7 +3,8 @@
 A turn takes everything that is queued (bounded in bytes), decides each operation, appends all records with one write and one fdatasync,
 only then takes over the effects, and hands the answers to the event loop in one call. A second lane puts the newest states into
 the index whenever enough have come together, and unlinks dead log files; the writer goes on meanwhile and waits for it only when twice
-the bound has gathered. Whatever goes wrong, every queued operation gets an answer.
+the bound has gathered. Whatever goes wrong, every queued operation gets an answer; so do puts that were given up in the queue, which are
+dropped.
 """
 
 from __future__ import annotations
@@ -88,9 +89,12 @@ class Rebuild(Barrier):
 
 
 class _Flushed:
-    """From the indexer's lane: a flush has ended."""
+    """From the indexer's lane: this flush has ended. It may have been waited for since, and another one be under way."""
 
-    __slots__ = ()
+    __slots__ = ("flush",)
+
+    def __init__(self, flush: Future[list[int]]) -> None:
+        self.flush = flush
 
 
 class ChunkWriter:
@@ -137,6 +141,9 @@ class ChunkWriter:
         self._flush: Future[list[int]] | None = None
         self._flush_again_at = 0.0
         self._retiring: Retire | None = None
+        """Answered by the flush under way."""
+        self._to_retire: deque[Retire] = deque()
+        """Come while a flush was under way: they are begun when it has ended."""
         self.puts = 0
         self.index_error: str | None = None
         """Why the index lags behind, if it does."""
@@ -183,30 +190,41 @@ class ChunkWriter:
         while self._queue:
             self._step()
         self._ended = True
-        self._guarded(self._end_flush)
+        while self._flush is not None:
+            self._guarded(self._end_flush)
+            self._retire_waiting()
         if tidy:
             self._tidy()
 
     def _step(self) -> None:
         """One group of what is queued, or what comes before a barrier and then the barrier."""
         group: list[Operation] = []
+        dropped: list[Operation] = []
         size = 0
         barrier: Barrier | None = None
-        while self._queue and size < BATCH_BYTES and len(group) < GROUP_OPERATIONS:
+        while self._queue and size < BATCH_BYTES and len(group) + len(dropped) < GROUP_OPERATIONS:
             item = self._queue.popleft()
             if isinstance(item, _Flushed):
-                self._guarded(self._end_flush)
+                if item.flush is self._flush:
+                    self._guarded(self._end_flush)
             elif isinstance(item, Barrier):
                 barrier = item
                 break
+            elif isinstance(item, Put) and item.given_up:
+                dropped.append(item)
             else:
                 group.append(item)
                 size += item.size
+        if dropped:  # before the disk is asked for anything: what they held makes room for others
+            self._answer(dropped)
+            dropped = []
         if group:
             self._commit(group, size)
         if barrier is not None:
             self._barrier(barrier)
+        self._retire_waiting()  # before the next flush begins
         self._guarded(self._flush_if_due)
+        self._retire_waiting()  # if that waited for one
         self._guarded(self._grow_ballast_if_due)
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -334,6 +352,9 @@ class ChunkWriter:
         try:
             self._log.refuse_if_failed()
             if isinstance(barrier, Retire):
+                if self._flush is not None:  # it may be unlinking, and nobody's put waits for that
+                    self._to_retire.append(barrier)
+                    return
                 if self._begin_retiring(barrier):
                     return
                 barrier.outcome = []
@@ -365,7 +386,7 @@ class ChunkWriter:
     def _begin_flush(self, snapshot: Snapshot, doomed: list[int]) -> None:
         flush = self._indexer.submit(self._write_index, snapshot, doomed)
         self._flush = flush
-        flush.add_done_callback(lambda _: self._put(_Flushed()))
+        flush.add_done_callback(lambda ended: self._put(_Flushed(ended)))
 
     def _write_index(self, snapshot: Snapshot, doomed: list[int]) -> list[int]:
         """On the indexer's lane. Returns the files that were unlinked, oldest first."""
@@ -412,9 +433,12 @@ class ChunkWriter:
                 retire.outcome = gone
                 self._answer([retire])
 
+    def _retire_waiting(self) -> None:
+        while self._to_retire and self._flush is None:
+            self._barrier(self._to_retire.popleft())
+
     def _begin_retiring(self, retire: Retire) -> bool:
-        """Whether there is something to unlink; the answer then comes with the end of the flush."""
-        self._end_flush()
+        """Whether there is something to unlink; the answer then comes with the end of the flush. None is under way."""
         catalog = self._catalog
         if catalog.frozen is not None:  # the disk was full: nothing can go before the index knows what went before
             self._begin_flush(catalog.frozen, [])

@@ -40,13 +40,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from node.storage.chunk_state import Change
 
 
+class FileFigures(NamedTuple):
+    """What others than the ledger's owner look at of an account: numbers alone, of which there may be thousands at a time. `covering`: how
+    many older files it covers; `changes`: see `FileAccount`."""
+
+    number: int
+    size: int
+    live: int
+    live_bytes: int
+    covering: int = 0
+    changes: int = 0
+
+
 @dataclass(slots=True)
 class FileAccount:
-    """One log file: random salt, size in bytes, live records, payload bytes held, and the older files it covers."""
+    """One log file: random salt, size in bytes, live records, payload bytes held, and the older files it covers. `changes`: counts how
+    often these became others while the ledger is in memory."""
 
     number: int
     salt: int
@@ -54,6 +68,12 @@ class FileAccount:
     live: int = 0
     live_bytes: int = 0
     covers: set[int] = field(default_factory=set)
+    changes: int = field(default=0, compare=False)
+
+    @property
+    def figures(self) -> FileFigures:
+        """Any thread. Each number is true; they may be of either side of a change that is being made."""
+        return FileFigures(self.number, self.size, self.live, self.live_bytes, len(self.covers), self.changes)
 
 
 class FileLedger:
@@ -88,7 +108,9 @@ class FileLedger:
                 self.changed.add(number)
         for number, older in change.covers:
             if older in self.accounts and (account := self.accounts.get(number)) is not None:
-                account.covers.add(older)
+                if older not in account.covers:
+                    account.covers.add(older)
+                    account.changes += 1
                 self.changed.add(number)
 
     def removable(self, active: int, released: int | None = None) -> list[int]:
@@ -111,6 +133,7 @@ class FileLedger:
         for other in self.accounts.values():
             if number in other.covers and not account.covers <= other.covers:
                 other.covers |= account.covers
+                other.changes += 1
                 self.changed.add(other.number)
         return True
 
@@ -122,6 +145,7 @@ class FileLedger:
         for account in self.accounts.values():
             if account.covers & gone:
                 account.covers -= gone
+                account.changes += 1
                 self.changed.add(account.number)
         self.removed |= gone
         self.changed -= gone

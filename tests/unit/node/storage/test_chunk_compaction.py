@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.chunks.store import Reference
-from cluster.errors import NotFound
+from cluster.errors import Conflict, NotFound
 from node.storage import file_evacuation
 from node.storage.chunk_compaction import (
     COMPACT_BELOW,
     COMPACTION_INTERVAL_S,
+    MEASURED_S,
+    MEASURED_WHEN_SHORT_S,
     MEASURING_SHARE,
     ChunkCompaction,
     choose,
@@ -27,7 +30,7 @@ from node.storage.chunk_store import LogChunkStore
 from node.storage.chunk_writer import Rebuild
 from node.storage.disk import RealDisk
 from node.storage.file_evacuation import FileEvacuation
-from node.storage.file_ledger import FileAccount
+from node.storage.file_ledger import FileFigures
 from node.storage.log_scan import Gap, LogScan
 from tests.support.simulated.disk import Failure, SimulatedDisk
 from tests.unit.node.storage.test_chunk_store import ALICE, BOB, Harness, everything, payload_of, put
@@ -68,13 +71,13 @@ async def thin_out(store: LogChunkStore, chunks: list[bytes]) -> list[bytes]:
 
 def test_the_choice_is_the_file_with_the_smallest_live_part_and_then_the_oldest() -> None:
     mib = 1 << 20
-    half = FileAccount(1, 1, 100 * mib, 10, 49 * mib)
-    dead = FileAccount(2, 1, 100 * mib, 0, 0, {1})
-    free = FileAccount(3, 1, 100 * mib, 0, 0)
-    full = FileAccount(4, 1, 100 * mib, 10, 85 * mib)
-    tiny = FileAccount(5, 1, 100 * mib, 700_000, 30 * mib)
-    small = FileAccount(6, 1, 7 * mib, 1, 1 * mib)
-    active = FileAccount(7, 1, 100 * mib, 0, 0, {1})
+    half = FileFigures(1, 100 * mib, 10, 49 * mib)
+    dead = FileFigures(2, 100 * mib, 0, 0, covering=1)
+    free = FileFigures(3, 100 * mib, 0, 0)
+    full = FileFigures(4, 100 * mib, 10, 85 * mib)
+    tiny = FileFigures(5, 100 * mib, 700_000, 30 * mib)
+    small = FileFigures(6, 7 * mib, 1, 1 * mib)
+    active = FileFigures(7, 100 * mib, 0, 0, covering=1)
     accounts = [half, dead, free, full, tiny, small, active]
     assert live_size(tiny) > COMPACT_BELOW * tiny.size, "headers of tiny chunks are not waste"
     assert choose(accounts, short=False, room=1 << 40) == [2, 1]
@@ -223,7 +226,7 @@ async def test_an_index_that_is_rebuilt_meanwhile_begins_the_file_anew(harness: 
             await evacuation.step()
         await store._submit(Rebuild(store._future(), store._catalog.epoch, "a test"))
         assert evacuation.void
-        assert not await evacuation.release() or not store.log_files()[0].covers
+        assert not await evacuation.release() or not store.log_files()[0].covering
         await compact(job_of(store, harness))
         assert sorted(entry.chunk for entry in await everything(store)) == sorted(kept)
 
@@ -341,9 +344,8 @@ async def test_cancelling_records_that_are_needed_are_not_written_again_for_noth
         assert await everything(store) == before
 
 
-async def test_a_file_is_measured_again_only_when_its_account_has_changed_and_there_is_time(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def measurements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The files that are measured from now on, each time that one has been."""
     measured: list[int] = []
     measure = FileEvacuation.measure
 
@@ -354,6 +356,13 @@ async def test_a_file_is_measured_again_only_when_its_account_has_changed_and_th
         return more
 
     monkeypatch.setattr(FileEvacuation, "measure", counted)
+    return measured
+
+
+async def test_a_file_is_measured_again_only_when_its_account_has_changed_and_there_is_time(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = measurements(monkeypatch)
     async with harness.store() as store:
         _, _, number = await drop_some(store)
         account = store._catalog.ledger.accounts[number]
@@ -364,10 +373,177 @@ async def test_a_file_is_measured_again_only_when_its_account_has_changed_and_th
         assert measured.count(number) == 1
         for times, covers in ((2, {1}), (2, {2}), (3, {1, 2})):
             account.covers = covers
+            account.changes += 1
             await compact(job)
             await compact(job)
             assert measured.count(number) == times
             harness.clock.now += 0.6 * COMPACTION_INTERVAL_S
+
+
+@pytest.mark.parametrize("short", [False, True])
+async def test_what_was_measured_gets_old(harness: Harness, monkeypatch: pytest.MonkeyPatch, short: bool) -> None:
+    """What a deletion costs to be written again hangs on whether the chunk is held again, in another file: the account of the file with
+    the deletion does not tell when it becomes cheap."""
+    measured = measurements(monkeypatch)
+    lasts = MEASURED_WHEN_SHORT_S if short else MEASURED_S
+
+    async def delete(chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            await store.drop_reference(chunk, ALICE.referrer)
+        await ChunkExpiry(store).run_once()
+
+    async with harness.store() as store:
+        await fill(store, 8)
+        again = [await put(store, payload_of(100 + number, 5 * KIB)) for number in range(3)]
+        await store.seal()
+        dead = [await put(store, payload_of(200 + number, 5 * KIB)) for number in range(7)]
+        await delete(dead + again)
+        await store.seal()
+        for number in range(3):
+            await put(store, payload_of(100 + number, 5 * KIB))
+        await put(store, payload_of(300, 5 * KIB))
+        await store.seal()
+        job = job_of(store, harness, worth_bytes=28 * KIB)
+        await compact(job)
+        store._reserve = 1 << 60 if short else 0
+        assert measured == [2]
+        assert 2 in [account.number for account in store.log_files()]
+        await delete(again)
+        harness.clock.now += 0.9 * lasts
+        await compact(job)
+        assert measured.count(2) == 1
+        harness.clock.now += 0.2 * lasts
+        used = store.statistics().log_bytes
+        await compact(job)
+        assert measured.count(2) == 2
+        assert 2 not in [account.number for account in store.log_files()]
+        assert store.statistics().log_bytes < used
+        before = await everything(store)
+    harness.index.unlink()
+    async with harness.store() as store:
+        assert await everything(store) == before
+
+
+@pytest.mark.parametrize("short", [False, True])
+async def test_what_cannot_be_emptied_is_not_tried_for_ever(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, short: bool
+) -> None:
+    """Each time that it is tried anew the log may grow by a part of it."""
+    tried: list[int] = []
+
+    async def in_vain(self: FileEvacuation) -> int:
+        tried.append(self.number)
+        self.restated_bytes += self.size // 16
+        raise Conflict("too many references")
+
+    monkeypatch.setattr(FileEvacuation, "step", in_vain)
+    async with harness.store() as store:
+        await thin_out(store, await fill(store, 20))
+        store._reserve = 1 << 60 if short else 0
+        job = job_of(store, harness)
+        for _ in range(30):
+            while await job.run_once():
+                pass
+            harness.clock.now += 2 * MEASURED_S
+        assert 2 <= tried.count(1) <= (12 if short else 4)
+        kept = store._catalog.ledger.accounts[1]
+        kept.live -= 1
+        kept.live_bytes -= 5 * KIB
+        while await job.run_once():
+            pass
+        assert tried[-1] == 1, "it is another one now"
+        kept.live += 1
+        kept.live_bytes += 5 * KIB
+
+
+async def test_measuring_again_what_got_old_takes_its_share_of_the_time(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = measurements(monkeypatch)
+    measure = FileEvacuation.measure
+
+    async def slow(self: FileEvacuation) -> bool:
+        harness.clock.now += MEASURED_WHEN_SHORT_S
+        return await measure(self)
+
+    monkeypatch.setattr(FileEvacuation, "measure", slow)
+    async with harness.store() as store:
+        await drop_some(store)
+        store._reserve = 1 << 60
+        job = job_of(store, harness, worth_bytes=60 * KIB)
+        await compact(job)
+        measured.clear()
+        began = harness.clock.now
+        for _ in range(500):
+            if not await job.run_once():
+                harness.clock.now += 60
+        assert len(measured) > 3
+        assert len(measured) * MEASURED_WHEN_SHORT_S <= MEASURING_SHARE * (harness.clock.now - began)
+
+
+async def test_a_file_that_is_not_eligible_keeps_no_other_from_being_measured_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was measured while space was short, say: it is mostly live, and its turn would never end."""
+    measured = measurements(monkeypatch)
+    async with harness.store() as store:
+        _, _, number = await drop_some(store)
+        job = job_of(store, harness)
+        await compact(job)
+        assert measured.count(number) == 1
+        assert 1 not in measured
+        one = job._measured[number]
+        job._measured[1] = one._replace(at=one.at - 1, state=(-1, -1))
+        job._measured[number] = one._replace(state=(-1, -1))
+        harness.clock.now += 60
+        await compact(job)
+        assert measured.count(number) == 2
+
+
+async def test_a_file_that_goes_while_it_is_looked_at_ends_nothing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever unlinks dead files is on other threads: between two looks at a file it may be gone."""
+    async with harness.store(abandon=True) as store:
+        await thin_out(store, await fill(store))
+        job = job_of(store, harness)
+        while job._at_hand is None or job._measuring:
+            await job.run_once()
+        number = job._at_hand.number
+
+        def gone() -> int:
+            if number in store._catalog.ledger.accounts:
+                store._catalog.ledger.remove([number])
+            return 0
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "room_to_move", gone)
+            assert await job.run_once()
+        await compact(job)
+        assert job.last_error is None
+        assert job.files_emptied > 2
+
+
+class Untouched(set[int]):
+    """May be counted, and nothing else."""
+
+    def copy(self) -> set[int]:
+        raise AssertionError("copied")
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("walked")
+
+
+async def test_looking_for_files_does_not_copy_what_they_cover(harness: Harness) -> None:
+    """With thousands of files of which each covers hundreds that held up the event loop."""
+    async with harness.store(abandon=True) as store:
+        await fill(store)
+        account = store._catalog.ledger.accounts[2]
+        account.covers = Untouched({1})
+        assert store.log_files()[1] == (2, account.size, account.live, account.live_bytes, 1, account.changes)
+        assert store.log_file(2) == store.log_files()[1]
+        assert store.log_file(99) is None
+        await compact(job_of(store, harness))
 
 
 @pytest.mark.parametrize(("short", "pause_s"), [(False, 2.0 * (1 / MEASURING_SHARE - 1)), (True, 0.0)])

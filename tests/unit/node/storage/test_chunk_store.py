@@ -7,9 +7,11 @@ import os
 import random
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -21,6 +23,7 @@ from node.storage import chunk_log, chunk_writer
 from node.storage import chunk_store as chunk_store_module
 from node.storage.chunk_expiry import ChunkExpiry
 from node.storage.chunk_index import ChunkIndex, Damage, IndexFull, Snapshot
+from node.storage.chunk_operation import Put
 from node.storage.chunk_reading import POSITION_BYTES, Position, PositionCache
 from node.storage.chunk_store import ChunkStoreSettings, LogChunkStore, default_reserve
 from node.storage.disk import Disk, RealDisk
@@ -351,6 +354,81 @@ async def test_dead_files_are_unlinked_and_nothing_comes_back(harness: Harness) 
     assert most < 20
 
 
+@pytest.mark.parametrize("before", ["a flush", "a full index", "another unlinking", "nothing"])
+async def test_no_put_waits_for_unlinking(harness: Harness, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    """On a slow disk a file of a gigabyte takes its time to go. What was under way when it was asked for makes no difference."""
+    harness.settings["grace_s"] = 0.0
+    written = threading.Event()
+    if before != "a flush":
+        written.set()
+    full = before == "a full index"
+    write = ChunkIndex.write
+
+    def slow(index: ChunkIndex, snapshot: Snapshot) -> None:
+        assert written.wait(30)
+        if full:
+            raise IndexFull("the disk is full")
+        write(index, snapshot)
+
+    monkeypatch.setattr(ChunkIndex, "write", slow)
+    unlinking = Gate(monkeypatch, harness.simulated, "unlink")
+    async with harness.store() as store:
+        for number in range(30):
+            chunk = await put(store, payload_of(number, 5000))
+            await store.drop_reference(chunk, ALICE.referrer)
+        await store.expire(100)
+        await store.seal()
+        writer = store._writer
+        assert writer is not None
+        with unlinking.shut():
+            if before in ("a flush", "a full index"):
+                writer._flush_states = 1
+                await put(store, payload_of(100, 10))
+                if before == "a flush":
+                    await until(lambda: writer._flush is not None)
+                else:
+                    await until(lambda: writer.index_error is not None)
+                writer._flush_states = 1 << 20
+                full = False
+            tasks = [asyncio.ensure_future(store.unlink_dead_files())]
+            if before == "another unlinking":
+                tasks.append(asyncio.ensure_future(store.unlink_dead_files()))
+            await asyncio.sleep(0)
+            written.set()
+            await unlinking.reached()
+            for number in range(101, 105):
+                async with asyncio.timeout(5):
+                    await put(store, payload_of(number, 10))
+            assert not any(task.done() for task in tasks)
+        assert (await asyncio.gather(*tasks))[0] >= 2
+        assert store.statistics().log_files == 1
+
+
+async def test_unlinking_that_is_asked_for_twice_is_answered_when_the_store_closes(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.settings["grace_s"] = 0.0
+    unlinking = Gate(monkeypatch, harness.simulated, "unlink")
+    async with harness.store() as store:
+        chunk = await put(store, payload_of(1, 5000))
+        await store.drop_reference(chunk, ALICE.referrer)
+        await store.expire(100)
+        await store.seal()
+        with unlinking.shut():
+            tasks = [asyncio.ensure_future(store.unlink_dead_files()) for _ in range(3)]
+            await unlinking.reached()
+            closing = asyncio.ensure_future(store.close())
+            await asyncio.sleep(0)
+        await closing
+        assert await asyncio.gather(*tasks) == [1, 0, 0]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # the writer is waited for, which sets no event
+            await asyncio.sleep(0.001)
+
+
 async def test_puts_leave_the_reserve_free_and_deletes_go_on(harness: Harness) -> None:
     harness.simulated.capacity = 100_000
     harness.settings["reserve_bytes"] = 20_000
@@ -616,6 +694,90 @@ async def test_the_queue_holds_back_instead_of_growing(harness: Harness, monkeyp
         await store.settle()
         assert store._queued_bytes == 0
         await put(store, b"still going")
+
+
+class Gate:
+    """Holds up whoever passes it on another thread while it is shut."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, disk: SimulatedDisk, kind: str) -> None:
+        self._passed = threading.Event()
+        self._passed.set()
+        self.waiting = threading.Event()
+        """Somebody stands before it."""
+        call = getattr(disk, kind)
+
+        def gated(*arguments: Any) -> Any:
+            if not self._passed.is_set():
+                self.waiting.set()
+                assert self._passed.wait(30), "nobody opened the gate"
+            return call(*arguments)
+
+        monkeypatch.setattr(disk, kind, gated)
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        self._passed.clear()
+        try:
+            yield
+        finally:
+            self._passed.set()
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self.waiting.wait, 30)
+
+
+async def test_what_is_queued_stays_bounded_while_the_disk_hangs_and_every_put_is_given_up(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, size = 10_000, 3000
+    monkeypatch.setattr(chunk_store_module, "QUEUE_BYTES", limit)
+    gate = Gate(monkeypatch, harness.simulated, "fdatasync")
+    async with harness.store() as store:
+        writer = store._writer
+        assert writer is not None
+        given_up: list[bytes] = []
+        with gate.shut():
+            first = asyncio.ensure_future(put(store, payload_of(0, size)))
+            await gate.reached()
+            for turn in range(20):
+                payloads = [payload_of(1 + 10 * turn + number, size) for number in range(10)]
+                tasks = [asyncio.ensure_future(put(store, payload)) for payload in payloads]
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                given_up += map(chunk_of, payloads)
+                queued = sum(len(item.payload) for item in list(writer._queue) if isinstance(item, Put))
+                assert queued + size <= limit, "with the one that is being written"
+                assert queued + size == store._queued_bytes
+                assert not store._waiting
+            behind = asyncio.ensure_future(put(store, payload_of(1, size), BOB))
+            tried = asyncio.ensure_future(store.add_reference(given_up[1], BOB))
+            written = store.statistics().puts
+        assert await first == chunk_of(payload_of(0, size))
+        assert await behind == given_up[0], "it brings the bytes itself"
+        assert not await tried
+        await store.settle()
+        assert store._queued_bytes == 0
+        assert store.statistics().puts == written + 2
+        assert [entry for entry in await store.describe(given_up) if entry] == [ChunkEntry(given_up[0], size, (BOB,))]
+
+
+async def test_a_put_that_is_given_up_while_it_is_written_is_kept_and_gives_its_room_back_afterwards(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch, harness.simulated, "fdatasync")
+    async with harness.store() as store:
+        with gate.shut():
+            task = asyncio.ensure_future(put(store, payload_of(0, 3000)))
+            await gate.reached()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert store._queued_bytes == 3000
+        await store.settle()
+        assert store._queued_bytes == 0
+        assert await store.read(chunk_of(payload_of(0, 3000))) == payload_of(0, 3000)
 
 
 async def test_a_start_after_a_kill_replays_only_the_end_of_the_log(
