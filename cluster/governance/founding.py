@@ -32,10 +32,12 @@ class Past:
         if not self.cluster_id and not self.lost_registers and not self.chunks:
             return ""
         cluster = f"its cluster {self.cluster_id.hex()[:8]}" if self.cluster_id else "the cluster that it was in"
-        held = f", and {self.chunks} chunks are held" if self.chunks else ""
-        kept = " (the damaged one is kept as registers.db.damaged-N)" if self.lost_registers else ""
+        kept = ["the damaged one is kept as registers.db.damaged-N"] if self.lost_registers else []
+        if self.chunks:
+            kept.append(f"chunks held: {self.chunks}")
+        words = f" ({'; '.join(kept)})" if kept else ""
         return (
-            f"{cluster}: this node's register database is lost{kept}{held}, and only another node of that cluster knows what is stored. "
+            f"{cluster}: this node's register database is lost{words}, and only another node of that cluster knows what is stored. "
             "Start the others; if there are none, stop this node and put registers.db back from a backup, or give its data up and start "
             "it with an empty directory. Until then it serves nothing and deletes nothing"
         )

@@ -87,6 +87,12 @@ class InstalledLayout:
     def require(self) -> LayoutState:
         """The installed state. Raises NotReady when there is none."""
         if self._state is None:
+            if self._belonging.cluster_id:
+                raise NotReady(
+                    f"this node knows no layout any more: it waits for its cluster {self._belonging.cluster_id.hex()[:8]}; "
+                    "/readyz says what happened, and what to do",
+                    retry_after_s=2,
+                )
             raise NotReady(
                 "this node has no layout yet: it waits for the cluster to form, or to be let in", retry_after_s=2
             )
