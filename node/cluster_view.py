@@ -108,7 +108,7 @@ class CoreView:
             # Worth knowing about a disk, but no state of the data: what was lost there shows above until it is fetched again.
             lines.append(f"{chunks.quarantined} damaged places in this node's log are set aside: watch its disk")
         return {
-            "cluster_id": state.cluster_id.hex() if state else None,
+            "cluster_id": core.cluster_id.hex() or None,
             "health": health,
             "attention": lines,
             "node": core.settings.name,

@@ -76,7 +76,7 @@ class Settings:
     )
     join: str | None = _setting("HOST:PORT of other nodes, separated by commas (flag: repeatable)")
     bootstrap_expect: str | None = _setting(
-        "how many nodes form the cluster's first layout together (default 0: only join)"
+        "how many nodes form the cluster's first layout together, once all nodes to join have answered (default 0: only join)"
     )
     replication: str | None = _setting("copies of everything, for the first layout (default 3)")
     secret: str | None = _setting(f"the cluster secret, {LEAST_SECRET} or more characters (better: secret_file)")

@@ -3,7 +3,7 @@
 It owns the order of things: raise the limit of open files, lock the data directory, open the stores, start the core, serve the API; and
 at the end the reverse: stop taking requests, finish those under way, tell the peers, close the stores. A part that fails ends the daemon:
 a node that can't keep its promises must not linger. One thing heals by itself: a damaged register database is set aside, and the node goes
-on with a new one, as a node that has forgotten (docs/decisions/amnesia.md).
+on with a new one, as a node that has forgotten (docs/decisions/amnesia.md); where no other node remembers, it waits, and says so.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from node.api.app import Api
 from node.api.auth import BearerToken
 from node.api.metrics import Metrics
 from node.api.server import ApiServer
+from node.belonging import DirectoryBelonging
 from node.cluster_view import CoreView
 from node.config import Config
 from node.data_directory import DataDirectory
@@ -141,8 +142,10 @@ class Daemon:
                 scrub_lane,
             )
 
+            belonging = DirectoryBelonging(directory, self.fail)
+
             def doors(registers: SqliteRegisterStore) -> Doors:
-                return Doors(TcpNetwork(NameLookup()), clock, threads, rng, registers, chunks, scrubber)
+                return Doors(TcpNetwork(NameLookup()), clock, threads, rng, registers, chunks, belonging, scrubber)
 
             repair = CoreRepairView(
                 lambda: self._core.repair if self._core else None, lambda: self._core.volumes if self._core else None
@@ -221,6 +224,8 @@ class Daemon:
             self._registers_failed(error)
             return
         log.info("node_starting", node=self._config.name, store=store_id.hex(), boot=boot, new_store=new)
+        if core.bootstrap.loss:
+            log.error("registers_lost", node=self._config.name, waiting_for=core.bootstrap.loss)
         running = asyncio.ensure_future(core.run())
         stopping = asyncio.ensure_future(self._stop.wait())
         damaged = asyncio.ensure_future(self._is_damaged.wait())

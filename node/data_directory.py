@@ -1,8 +1,9 @@
 """A node's data directory: who it belongs to, and that only one daemon uses it.
 
-It holds ``node.json`` (the marker: format, node name), ``lock`` (an flock held while a daemon runs), ``probe`` (written to see whether
-that can be done), ``registers.db`` and ``chunks/``. Owns the lock. A directory with anything else in it and no marker is not taken for
-an empty one, nor is one that can't be written; `fault` tells whether it still is what it was when it was entered.
+It holds ``node.json`` (the marker: format, node name, and the cluster's id once the node is part of one), ``lock`` (an flock held while a
+daemon runs), ``probe`` (written to see whether that can be done), ``registers.db`` and ``chunks/``. Owns the lock and the marker. A
+directory with anything else in it and no marker is not taken for an empty one, nor is one that can't be written; `fault` tells whether it
+still is what it was when it was entered.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,7 +37,11 @@ class DataDirectory:
     def __init__(self, path: Path, name: str, mount: Path | bool = False) -> None:
         self.path = path
         self.name = name
+        self.cluster_id = b""
+        """Of the cluster that the node belongs to; empty for a node that has not been part of one. Changed by `join` alone."""
         self._mount = mount
+        self._marking = threading.Lock()
+        """Held while the marker changes, and while it is compared with what it should be."""
         self._lock: int | None = None
         self._marked: tuple[int, int, bytes] | None = None
 
@@ -68,6 +74,15 @@ class DataDirectory:
     ) -> None:
         self._close()
 
+    def join(self, cluster_id: bytes) -> None:
+        """Remember the cluster, for ever: durable on return. Once one is known nothing is changed. Blocking. Raises OSError."""
+        with self._marking:
+            if self.cluster_id:
+                return
+            self._write_marker(cluster_id)
+            self._marked = self._read_marker()
+            self.cluster_id = cluster_id
+
     def fault(self) -> str | None:
         """What has become of the directory since it was entered: None when it still is the same and can be written, else what is
         wrong and what to do. Raises Busy when nobody can tell, for want of descriptors or memory. Blocks for as long as the disk does;
@@ -76,7 +91,8 @@ class DataDirectory:
             return None  # given up on purpose
         again = "see to the disk, then start the node again"
         try:
-            found = self._read_marker()
+            with self._marking:
+                is_marked = self._read_marker() == self._marked
             lock, held = os.stat(self.path / LOCK), os.fstat(self._lock)
         except FileNotFoundError as error:
             return (
@@ -85,7 +101,7 @@ class DataDirectory:
         except OSError as error:
             self._refuse_to_judge(error)
             return f"the data directory {self.path} can't be read any more: {error}; {again}"
-        if found != self._marked or (lock.st_dev, lock.st_ino) != (held.st_dev, held.st_ino):
+        if not is_marked or (lock.st_dev, lock.st_ino) != (held.st_dev, held.st_ino):
             return f"the data directory {self.path} is not the one that the node was started on: {again}"
         try:
             self._probe()
@@ -149,6 +165,10 @@ class DataDirectory:
                 f"the data directory {self.path} belongs to node {document.get('name')!r}, not {self.name!r}: "
                 "give the node its own directory, or start it under its own name"
             )
+        try:
+            self.cluster_id = bytes.fromhex(document.get("cluster", ""))
+        except (TypeError, ValueError) as error:
+            raise Invalid(f"{marker} names a cluster that makes no sense: {error}", field="data") from error
 
     def _found(self) -> None:
         """A new directory: mark it, durably. Raises Invalid."""
@@ -160,12 +180,15 @@ class DataDirectory:
                 field="data",
             )
         try:
-            self._write_marker()
+            self._write_marker(b"")
         except OSError as error:
             raise self._unusable(error) from error
 
-    def _write_marker(self) -> None:
-        text = json.dumps({"format": FORMAT, "name": self.name}) + "\n"
+    def _write_marker(self, cluster_id: bytes) -> None:
+        document: dict[str, object] = {"format": FORMAT, "name": self.name}
+        if cluster_id:
+            document["cluster"] = cluster_id.hex()
+        text = json.dumps(document) + "\n"
         temporary = self.path / f"{MARKER}.new"
         with temporary.open("w") as file:
             file.write(text)

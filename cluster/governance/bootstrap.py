@@ -3,6 +3,7 @@
 Each node pledges itself, durably and once, to the first state that it is asked to pledge to; a state takes effect only when *all* of
 its N members are pledged to it, so two overlapping sets of nodes can't both form a cluster. The node with the least name among
 those seen makes the proposal; whoever finds itself pledged carries that proposal on, so the death of the proposer only delays.
+A node neither proposes nor pledges where there may be a cluster already, or it was in one itself (`founding`); it waits for that.
 Owns this node's pledge. Does nothing once a layout is installed.
 """
 
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from cluster.doors.clock import Clock
-from cluster.errors import HoldfastError, Invalid
+from cluster.errors import HoldfastError, Invalid, NotReady
+from cluster.governance.founding import Past, choose_founders, objection
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import Install, Pledge, State
 from cluster.governance.state import CLUSTER_ID_BYTES, WRITE_ID_BYTES, LayoutState
@@ -48,9 +50,12 @@ class Bootstrap:
         store: RegisterStore,
         installed: InstalledLayout,
         members: Callable[[], Mapping[str, Member]],
+        unmet_seeds: Callable[[], Collection[tuple[str, int]]],
+        past: Callable[[], Past],
         clock: Clock,
         rng: random.Random,
     ) -> None:
+        """``past``: what the disk tells of a former life, asked once, by `open`."""
         self._me = me
         self._expect = expect
         self._replication_factor = replication_factor
@@ -59,6 +64,9 @@ class Bootstrap:
         self._store = store
         self._installed = installed
         self._members = members
+        self._unmet_seeds = unmet_seeds
+        self._read_past = past
+        self._past = Past()
         self._clock = clock
         self._rng = rng
         self._pledge: LayoutState | None = None
@@ -73,6 +81,15 @@ class Bootstrap:
         packed = await self._store.meta(PLEDGE_META)
         if packed is not None:
             self._pledge = LayoutState.unpack(packed)
+        if self._pledge is None and self._installed.state is None:
+            self._past = self._read_past()
+            if self.loss:
+                self.waiting_for = self.loss
+
+    @property
+    def loss(self) -> str:
+        """Why this node waits for its cluster and can't found one, in words for people; empty when that is not so."""
+        return "" if self._installed.state is not None else self._past.loss
 
     async def run(self) -> None:
         """Until there is a layout."""
@@ -86,23 +103,13 @@ class Bootstrap:
 
     def _propose(self) -> LayoutState | None:
         """The first state, when it is this node's turn to propose it."""
-        if self._expect < 1:
-            self.waiting_for = "a cluster to join (no bootstrap_expect is set)"
+        members = self._members()
+        chosen, self.waiting_for = choose_founders(self._me, self._expect, self._past, members, self._unmet_seeds())
+        if not chosen:
             return None
-        alive = {name: member for name, member in self._members().items() if member.usable}
-        if len(alive) < self._expect:
-            self.waiting_for = f"{self._expect - len(alive)} more of {self._expect} nodes to appear"
-            return None
-        if any(member.layout_version > 0 for member in alive.values()):
-            self.waiting_for = "the layout of the cluster that is already there"
-            return None
-        if min(alive) != self._me:
-            self.waiting_for = f"{min(alive)} to propose the first layout"
-            return None
-        chosen = sorted(alive)[: self._expect]
         layout = plan_layout(
             None,
-            [layout_node(alive[name]) for name in chosen],
+            [layout_node(members[name]) for name in chosen],
             replication_factor=self._replication_factor,
             partition_bits=self._partition_bits,
         )
@@ -111,7 +118,7 @@ class Bootstrap:
             epoch=1,
             write_id=self._rng.randbytes(WRITE_ID_BYTES),
             current=layout,
-            founders=tuple((name, alive[name].store) for name in chosen),
+            founders=tuple((name, members[name].store) for name in chosen),
         )
 
     async def _carry_through(self, proposal: LayoutState) -> None:
@@ -142,6 +149,8 @@ class Bootstrap:
             if self._installed.state is not None:
                 return State(self._installed.state.pack())
             if self._pledge is None:
+                if reason := objection(self._past, self._members(), self._unmet_seeds()):
+                    raise NotReady(f"{self._me} founds no cluster now: it waits for {reason}")
                 proposal = LayoutState.unpack(request.state)
                 if proposal.epoch != 1 or self._me not in dict(proposal.founders):
                     raise Invalid("a pledge is asked for a first layout that this node is part of")

@@ -2,14 +2,16 @@
 
 It owns the installed state and each partition's standing that follows from it. Invariants: the epoch only grows; a state is taken up
 together with the standings it implies, in one synchronous step, and is durable before anything decided under it is (the register
-store commits in order); a node votes only where the state and its own memory allow it.
+store commits in order); a node votes only where the state and its own memory allow it; all states are of the one cluster that the
+node belongs to, which is remembered outside the register store before the first of them takes effect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from cluster.errors import HoldfastError, NotReady, StaleLayout
+from cluster.errors import HoldfastError, NotReady, StaleLayout, WrongCluster
+from cluster.governance.belonging import Belonging
 from cluster.governance.messages import GetState, Install, Installed, State
 from cluster.governance.state import META_KEY, LayoutState
 from cluster.governance.stores import StoreRegistry
@@ -38,6 +40,7 @@ class InstalledLayout:
         me: str,
         caller: Caller,
         store: RegisterStore,
+        belonging: Belonging,
         registry: StoreRegistry,
         is_alive: Callable[[str], bool],
         store_id: Callable[[], bytes],
@@ -45,6 +48,7 @@ class InstalledLayout:
         self._me = me
         self._caller = caller
         self._store = store
+        self._belonging = belonging
         self._registry = registry
         self._is_alive = is_alive
         self._store_id = store_id
@@ -69,10 +73,12 @@ class InstalledLayout:
         handlers.register(Install, self._answer_install)
 
     async def open(self) -> None:
-        """Take up the state that was installed last."""
+        """Take up the state that was installed last. Raises WrongCluster when the register store is of another cluster."""
         packed = await self._store.meta(LAYOUT_META)
         if packed is not None:
-            self._take(LayoutState.unpack(packed))
+            state = LayoutState.unpack(packed)
+            await self._belong(state)
+            self._take(state)
 
     @property
     def state(self) -> LayoutState | None:
@@ -81,6 +87,12 @@ class InstalledLayout:
     def require(self) -> LayoutState:
         """The installed state. Raises NotReady when there is none."""
         if self._state is None:
+            if self._belonging.cluster_id:
+                raise NotReady(
+                    f"this node knows no layout any more: it waits for its cluster {self._belonging.cluster_id.hex()[:8]}; "
+                    "/readyz says what happened, and what to do",
+                    retry_after_s=2,
+                )
             raise NotReady(
                 "this node has no layout yet: it waits for the cluster to form, or to be let in", retry_after_s=2
             )
@@ -148,15 +160,19 @@ class InstalledLayout:
             return
         try:
             reply = await self._caller.call(peer, GetState(), deadline_s=FETCH_DEADLINE_S)
+            if reply.message.state:
+                await self.install(LayoutState.unpack(reply.message.state))
         except HoldfastError:
             return
-        if reply.message.state:
-            await self.install(LayoutState.unpack(reply.message.state))
 
     # Installing
 
     async def install(self, state: LayoutState) -> None:
-        """Take up a state that is known to be decided; an older one than the installed is ignored. Durable on return."""
+        """Take up a state that is known to be decided; an older one than the installed is ignored. Durable on return. Raises WrongCluster
+        for another cluster's, StoreFailed."""
+        if state.epoch <= self._epoch:
+            return
+        await self._belong(state)
         if state.epoch <= self._epoch:
             return
         acceptor = self._acceptor
@@ -169,6 +185,16 @@ class InstalledLayout:
         # No await from here until everything is queued.
         self._take(state)
         await acceptor.set_standings(standings, clear, [MetaWrite(LAYOUT_META, state.pack())], registers)
+
+    async def _belong(self, state: LayoutState) -> None:
+        """Remember the cluster if this is the node's first."""
+        if not self._belonging.cluster_id:
+            await self._belonging.join(state.cluster_id)
+        if self._belonging.cluster_id != state.cluster_id:
+            raise WrongCluster(
+                f"a layout of cluster {state.cluster_id.hex()[:8]} was found, but node {self._me} belongs to cluster "
+                f"{self._belonging.cluster_id.hex()[:8]}: a node of another cluster needs a data directory of its own"
+            )
 
     async def forget_memory(self) -> None:
         """This store may have forgotten what it once voted: become a learner wherever it is a replica of the current layout."""

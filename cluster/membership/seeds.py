@@ -39,6 +39,10 @@ class Seeds:
         """One more address; nothing when it is known already."""
         self._seeds.setdefault(address, _Seed())
 
+    def unmet(self) -> list[Address]:
+        """Those at which nobody has answered yet."""
+        return [address for address, seed in self._seeds.items() if seed.name is None]
+
     def due(self, time: float, alive: Collection[str], *, alone: bool) -> list[Address]:
         """The addresses to try now, at most `SEEDS_AT_ONCE`; each is to be `answered` or `failed` before it is due again.
         ``alive``: names that seem to live, one's own included (a seed may be oneself); ``alone``: there is none but one's own."""

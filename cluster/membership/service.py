@@ -169,6 +169,12 @@ class Membership:
         if (host, port) != self._swim.me.address:
             self._seeds.add((host, port))
 
+    def unmet_seeds(self) -> list[Address]:
+        """Addresses of which it is not known yet who is there: nobody has answered, and no known member says that it is its own. What
+        those who have answered knew of others is among the `members`."""
+        known = {member.address for member in self.members().values()}
+        return [address for address in self._seeds.unmet() if address not in known]
+
     def update_me(self, **fields: Any) -> None:
         """Change this node's ``zone``, ``capacity``, ``api``, ``layout_version`` or ``release``, and let everybody know. Raises Invalid for
         values out of bounds, TypeError for other fields."""

@@ -20,7 +20,9 @@ from cluster.doors.network import Network
 from cluster.doors.offload import Offload
 from cluster.errors import HoldfastError, Unauthorized, WrongCluster
 from cluster.governance.attestation import Attestation
+from cluster.governance.belonging import Belonging
 from cluster.governance.bootstrap import Bootstrap
+from cluster.governance.founding import Past
 from cluster.governance.governor import Governor
 from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import GetState
@@ -65,6 +67,7 @@ class Doors:
     rng: random.Random
     registers: RegisterStore
     chunks: ChunkStore
+    belonging: Belonging
     scrub: Scrub | None = None
 
 
@@ -79,7 +82,7 @@ class PeerCore:
         handlers = Handlers()
         self.registry = StoreRegistry()
         self.rpc = RpcNode(
-            me=Hello(me, life.store, life.boot, b"", settings.release),
+            me=Hello(me, life.store, life.boot, doors.belonging.cluster_id, settings.release),
             secret=settings.secret,
             handlers=handlers,
             network=doors.network,
@@ -109,7 +112,13 @@ class PeerCore:
             seeds=settings.seeds,
         )
         self.installed = InstalledLayout(
-            me, self.rpc, doors.registers, self.registry, self.membership.is_alive, lambda: self.attestation.life.store
+            me,
+            self.rpc,
+            doors.registers,
+            doors.belonging,
+            self.registry,
+            self.membership.is_alive,
+            lambda: self.attestation.life.store,
         )
         self.attestation = Attestation(
             me,
@@ -157,6 +166,8 @@ class PeerCore:
             doors.registers,
             self.installed,
             self.membership.members,
+            self.membership.unmet_seeds,
+            self._past,
             clock,
             rng,
         )
@@ -239,7 +250,7 @@ class PeerCore:
         self.installed.on_install(self._follow_layout)
 
     async def open(self) -> None:
-        """Read what is durable. Raises Corrupt when it can't be."""
+        """Read what is durable. Raises Corrupt when it can't be, WrongCluster when the registers are of another cluster than the node."""
         await self.acceptor.open()
         await self.attestation.open()
         await self.installed.open()
@@ -296,7 +307,17 @@ class PeerCore:
         yield JobState("tidier", self.tidier.queue_length, self.tidier.last_error, self.tidier.waiting_for)
         yield JobState(Purger.name, self.purger.queue_length, self.purger.last_error, self.purger.waiting_for)
 
+    @property
+    def cluster_id(self) -> bytes:
+        """Of the cluster that this node belongs to, also while it knows no layout; empty while there is none."""
+        return self._doors.belonging.cluster_id
+
     # Joints
+
+    def _past(self) -> Past:
+        """What is left on the disk of an earlier life."""
+        doors = self._doors
+        return Past(doors.belonging.cluster_id, doors.belonging.lost_registers, doors.chunks.statistics().chunks)
 
     def _node_count(self) -> int:
         """The most copies a volume may ask for: one on each node, and in a cluster that is still small what it will have."""

@@ -6,6 +6,11 @@ judged. A write of which something is UNNAMED may be in progress, so it is left 
 dropping safe is the order, for each write: **fence it, judge again, drop what is still UNNAMED** (docs/decisions/references.md).
 
 What retired roots name is left to `reclaim`. Every node drops from its own store only.
+
+A verdict is worth what the names are worth that it rests on: in a cluster without names everything is UNNAMED. That they are those of the
+cluster that the references were written in does not follow from counting them (one new volume would do), but from how a node gets its
+layout, without which nothing is judged: it belongs to one cluster for ever, remembered apart from the registers, and one that holds
+chunks, or has lost its registers, founds none (`cluster.governance.founding`).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from cluster.doors.clock import Clock
 from cluster.errors import HoldfastError, NoSpace
 from node.storage.ballast import Ballast
 from node.storage.chunk_catalog import ChunkCatalog
-from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, Snapshot
+from node.storage.chunk_index import Damage, IndexDamaged, IndexFull, IndexUnavailable, Snapshot
 from node.storage.chunk_log import ChunkLog, LogFiles, LogFull
 from node.storage.chunk_operation import NO_MOVES, NO_PUTS, Batch, Operation, Put, Room
 from node.storage.chunk_recovery import BATCH_BYTES, ChunkRecovery
@@ -418,6 +418,9 @@ class ChunkWriter:
         gone: list[int] = []
         try:
             gone = flush.result()
+        except IndexUnavailable as error:
+            self.index_error = str(error)
+            self._flush_again_at = self._clock.monotonic() + FLUSH_RETRY_S
         except IndexFull as error:
             self.index_error = str(error)
             if not self._ballast.release():

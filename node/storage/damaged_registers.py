@@ -17,7 +17,7 @@ COMPANIONS = ("-wal", "-shm")
 """SQLite's log and its index, beside the database."""
 
 KEPT = 3
-"""Damaged databases that are kept; the oldest go first."""
+"""Damaged databases that are kept. The oldest always is: on a node that has nobody to relearn from, what came after it is empty."""
 
 MARK = ".damaged-"
 
@@ -26,7 +26,7 @@ def set_aside(directory: Path) -> Path:
     """Rename the database and its companions; where the database is now. Durable on return. Raises OSError."""
     numbers = sorted(_numbers(directory))
     number = numbers[-1] + 1 if numbers else 1
-    for old in numbers[: max(0, len(numbers) + 1 - KEPT)]:
+    for old in numbers[1 : max(1, len(numbers) + 2 - KEPT)]:
         for companion in ("", *COMPANIONS):
             _named(directory, old, companion).unlink(missing_ok=True)
     target = _named(directory, number)

@@ -33,6 +33,7 @@ from cluster.rpc.frame import PREFIX, REPLY, REQUEST, pack_header
 from cluster.rpc.limits import HEADER_LIMIT
 from cluster.rpc.message import Payload, Request, payload_joined
 from cluster.rpc.service import Handlers, IncomingCall
+from tests.support.simulated.belonging import MemoryBelonging
 
 R = TypeVar("R")
 
@@ -97,7 +98,9 @@ class Side:
     def __init__(self, me: str, wire: CountedWire, registers: RegisterStore, chunks: ChunkStore) -> None:
         caller = WireCaller(me, wire, lambda: self.installed.epoch)
         store_id = new_store_id(random.Random(me))
-        self.installed = InstalledLayout(me, caller, registers, StoreRegistry(), lambda _: True, lambda: store_id)
+        self.installed = InstalledLayout(
+            me, caller, registers, MemoryBelonging(), StoreRegistry(), lambda _: True, lambda: store_id
+        )
         self.registers = registers
         self.chunks = chunks
         self.skipped: set[int] = set()

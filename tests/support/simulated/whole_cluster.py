@@ -17,6 +17,7 @@ from cluster.volumes.map_difference import all_references
 from cluster.volumes.page_store import PageStore
 from cluster.volumes.service import VolumeSettings
 from cluster.volumes.volume_map import Geometry
+from tests.support.simulated.belonging import MemoryBelonging
 from tests.support.simulated.clock import VirtualClock
 from tests.support.simulated.loop import process_context
 from tests.support.simulated.memory_chunks import ChunkDisk, MemoryChunkStore
@@ -47,6 +48,7 @@ class Machine:
             VirtualClock.wild(cluster.streams.stream(f"clock {name}")) if cluster.wild_clocks else VirtualClock()
         )
         self.stores = cluster.stores(name, cluster.seed, self.rng)
+        self.belonging = MemoryBelonging()
         self.lives = 0
         self.release = PRESENT
         self.failures: list[BaseException] = []
@@ -82,6 +84,7 @@ class Machine:
             self.rng,
             stores.registers,
             stores.chunks,
+            self.belonging,
             stores.scrub,
         )
         settings = PeerSettings(
@@ -138,6 +141,7 @@ class Machine:
     def wipe(self) -> None:
         assert self._task is None
         self.stores.wipe()
+        self.belonging = MemoryBelonging()
 
     def copy_disk(self) -> Any:
         return self.stores.copy()

@@ -51,6 +51,7 @@ def view_of(port: FakePort | None, *, dead: tuple[str, ...] = (), **store: Any) 
     }
     core = SimpleNamespace(
         settings=SimpleNamespace(name="n1", release="1"),
+        cluster_id=STATE.cluster_id,
         installed=SimpleNamespace(state=STATE, is_alive=lambda name: name not in dead, epoch=1),
         membership=SimpleNamespace(members=lambda: members),
         governor=SimpleNamespace(joiners=dict),

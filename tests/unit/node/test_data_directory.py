@@ -28,6 +28,36 @@ def test_it_is_marked_once_and_found_again(tmp_path: Path) -> None:
         pass
 
 
+def test_the_cluster_is_remembered_for_ever(tmp_path: Path) -> None:
+    first, second = b"1" * 16, b"2" * 16
+    with DataDirectory(tmp_path, "n1") as directory:
+        assert directory.cluster_id == b""
+        directory.join(first)
+        directory.join(second)
+        assert directory.cluster_id == first
+        assert directory.fault() is None
+    with DataDirectory(tmp_path, "n1") as directory:
+        assert directory.cluster_id == first
+        assert directory.fault() is None
+    assert not (tmp_path / f"{MARKER}.new").exists()
+
+
+def test_a_cluster_that_could_not_be_written_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with DataDirectory(tmp_path, "n1") as directory:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", _fail)
+            with pytest.raises(OSError, match="fails"):
+                directory.join(b"1" * 16)
+        assert directory.cluster_id == b""
+        directory.join(b"2" * 16)
+    with DataDirectory(tmp_path, "n1") as directory:
+        assert directory.cluster_id == b"2" * 16
+
+
+def _fail(_: int) -> None:
+    raise OSError(errno.EIO, "the disk fails")
+
+
 def test_a_second_daemon_is_refused_until_the_first_ends(tmp_path: Path) -> None:
     with DataDirectory(tmp_path, "n1"), pytest.raises(Invalid, match="in use"), DataDirectory(tmp_path, "n1"):
         pass
@@ -51,7 +81,16 @@ def test_foreign_content_is_not_taken_for_an_empty_disk(tmp_path: Path) -> None:
     assert not (tmp_path / MARKER).exists()
 
 
-@pytest.mark.parametrize("marker", ["", "{", '{"format": 99, "name": "n1"}'])
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "",
+        "{",
+        '{"format": 99, "name": "n1"}',
+        '{"format": 1, "name": "n1", "cluster": "x"}',
+        '{"format": 1, "name": "n1", "cluster": 7}',
+    ],
+)
 def test_a_marker_that_makes_no_sense_is_said(tmp_path: Path, marker: str) -> None:
     (tmp_path / MARKER).write_text(marker)
     with pytest.raises(Invalid), DataDirectory(tmp_path, "n1"):

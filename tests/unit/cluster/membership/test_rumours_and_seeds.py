@@ -15,6 +15,17 @@ from cluster.membership.settings import NEWS_LIMIT, TICK_S, MembershipSettings
 SETTINGS = MembershipSettings()
 
 
+def test_a_seed_is_unmet_until_somebody_has_answered_there() -> None:
+    seeds = Seeds([("a", 1), ("b", 1)], SETTINGS)
+    assert seeds.unmet() == [("a", 1), ("b", 1)]
+    assert seeds.due(0.0, {"me"}, alone=True) == [("a", 1), ("b", 1)]
+    seeds.failed(("a", 1), 0.0)
+    seeds.answered(("b", 1), "n2", 0.0)
+    assert seeds.unmet() == [("a", 1)]
+    seeds.answered(("a", 1), "me", 1.0)
+    assert seeds.unmet() == []
+
+
 @given(st.sets(st.text("abc", min_size=1, max_size=3)), st.integers(1, NEWS_LIMIT), st.integers(1, 8))
 def test_each_rumour_is_told_so_many_times_and_then_dropped(names: set[str], count: int, times: int) -> None:
     rumours = Rumours()

@@ -15,6 +15,7 @@ import pytest
 from cluster.chunks.store import StoreFailed
 from cluster.errors import Busy, Corrupt, HoldfastError, NotFound
 from node.storage import chunk_log
+from node.storage.ballast import Ballast
 from node.storage.chunk_index import ChunkIndex, IndexDamaged, IndexFull, IndexReader, IndexUnavailable, _judged
 from node.storage.chunk_log import LogFiles
 from node.storage.chunk_store import LogChunkStore
@@ -382,10 +383,13 @@ async def test_what_the_index_did_not_take_is_written_later(harness: Harness, mo
     harness.settings["flush_states"] = 4
     async with harness.store() as store:
         with monkeypatch.context() as patched:
+            released: list[object] = []
             patched.setattr(ChunkIndex, "write", no_descriptor)
+            patched.setattr(Ballast, "release", lambda *_arguments, **_named: released.append(1))
             chunks = [await put(store, payload_of(n, 10)) for n in range(10)]
             await until(store, harness, lambda: store._writer is not None and store._writer.index_error is not None)
             assert store.statistics().pending == 10
+            assert not released, "the disk is not full"
         assert store.statistics().failure is None
         await until(store, harness, lambda: store.statistics().pending < 10)
         assert store._catalog.epoch == 0, "it was not built anew"
