@@ -12,7 +12,7 @@ import hashlib
 import random
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,6 +27,7 @@ from tests.simulation.trace import Trace
 from tests.simulation.trouble import SLOT_S, Event, Trouble, draw
 from tests.simulation.users import Users
 from tests.simulation.volume_users import NAMES, VolumeUsers
+from tests.support.simulated.clock import disturb
 from tests.support.simulated.loop import Stuck, VirtualTimeLoop
 from tests.support.simulated.release import LATER
 from tests.support.simulated.streams import Streams
@@ -146,14 +147,18 @@ class _Run:
             watch = invariants.CopiesWatch(cluster)
             await watch.begin()
             cluster.network.set_weather(self._scenario.weather)
-            watching = asyncio.get_running_loop().create_task(watch.run())
+            loop = asyncio.get_running_loop()
+            endless = [loop.create_task(watch.run())]
+            if self._scenario.wild_clocks:
+                clocks = [machine.clock for machine in cluster.machines.values()]
+                endless.append(loop.create_task(disturb(clocks, random.Random(f"clocks {self._seed}"))))
             try:
                 async with asyncio.timeout(ACTIVE_LIMIT_S), asyncio.TaskGroup() as group:
                     group.create_task(self._trouble.run(self._events))
                     share, more = divmod(self._scenario.operations, self._scenario.clients)
                     for number in range(self._scenario.clients):
                         group.create_task(self._client(number, share + (number < more)))
-                    group.create_task(self._cancel_when_over(watching))
+                    group.create_task(self._cancel_when_over(endless))
             except TimeoutError:
                 raise BrokenError("nothing hangs", f"users and trouble go on after {ACTIVE_LIMIT_S:.0f} s") from None
             await self._calm(watch)
@@ -162,14 +167,17 @@ class _Run:
         self._registers.check()
         self._volumes.check()
 
-    async def _cancel_when_over(self, watching: asyncio.Task[None]) -> None:
-        """Have the watch's failure end the run, and the run's end the watch."""
-        while not watching.done():
+    async def _cancel_when_over(self, endless: Sequence[asyncio.Task[None]]) -> None:
+        """Have the failure of one of them end the run, and the run's end all of them."""
+        while not any(task.done() for task in endless):
             if self._clients_left == 0 and self._trouble.over:
-                watching.cancel()
+                for task in endless:
+                    task.cancel()
                 return
             await asyncio.sleep(0.2)
-        watching.result()
+        for task in endless:
+            if task.done():
+                task.result()
 
     _clients_left = 0
 
