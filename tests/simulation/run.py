@@ -28,7 +28,7 @@ from tests.simulation.trouble import SLOT_S, Event, Trouble, draw
 from tests.simulation.users import Users
 from tests.simulation.volume_users import NAMES, VolumeUsers
 from tests.support.simulated.clock import disturb
-from tests.support.simulated.loop import Stuck, VirtualTimeLoop
+from tests.support.simulated.loop import Stuck, VirtualTimeLoop, own_garbage
 from tests.support.simulated.release import LATER
 from tests.support.simulated.streams import Streams
 from tests.support.simulated.weather import CALM
@@ -72,6 +72,11 @@ WHOLE = Cut()
 
 def simulate(name: str, seed: int, *, cut: Cut = WHOLE, fault: Fault = HONEST) -> Result:
     """Never raises for what goes wrong inside: that is in the result."""
+    with own_garbage():
+        return _simulated(name, seed, cut, fault)
+
+
+def _simulated(name: str, seed: int, cut: Cut, fault: Fault) -> Result:
     scenario = cut.of(SCENARIOS[name])
     streams = Streams(seed)
     loop = VirtualTimeLoop(streams.stream("scheduling"))

@@ -16,7 +16,7 @@ from tests.support.history.linearizability import is_linearizable
 from tests.support.history.operation import CAS, NEVER, PUT, READ, Operation
 from tests.support.simulated.fabric import Fabric, Weather
 from tests.support.simulated.layouts import Script
-from tests.support.simulated.loop import run_virtual
+from tests.support.simulated.loop import own_garbage, run_virtual
 from tests.support.simulated.memory_store import tombstones_of
 from tests.support.simulated.node import Life, Machine, Parts
 from tests.support.simulated.streams import Streams
@@ -91,7 +91,10 @@ def simulate(seed: int, plan: Plan, parts: Parts | None = None) -> Run:
     """Raises AssertionError when something hung, leaked or failed otherwise than it may."""
     unfair = random.Random(f"{seed}/scheduling").random() < UNFAIR_SHARE
     try:
-        return run_virtual(_Simulation(seed, plan, parts or Parts()).run(), streams=Streams(seed) if unfair else None)
+        with own_garbage():
+            return run_virtual(
+                _Simulation(seed, plan, parts or Parts()).run(), streams=Streams(seed) if unfair else None
+            )
     except BaseException as error:
         error.add_note(f"seed {seed}, {plan}")
         raise
