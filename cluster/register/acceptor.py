@@ -336,8 +336,9 @@ class Acceptor:
     def _copying(self, partition: int, origin: Origin) -> PartitionRecord:
         """The partition's state if records of this origin may be taken over now."""
         state = self.state(partition)
-        if state.standing == AWAY:
-            raise StaleLayout("the partition's standing changed while it was copied", version=self._view.epoch)
+        if state.standing == AWAY or not self._view.check(origin.epoch):
+            # under a later layout this may be another tenure of the partition, which has to begin empty
+            raise StaleLayout("the layout changed while a partition was copied", version=self._view.epoch)
         if state.standing == VOTER:
             self._check_origin(partition, state, origin)
         return state

@@ -26,6 +26,18 @@ SETTLE = "settle"
 DIGEST_BYTES = 16
 
 
+class Absence:
+    """Which absence a creation means, for one that is tried again after an unknown outcome: the register may have been created by the
+    first try and deleted since, and must not come back. One per creation; the first try notes in it what it was to create over."""
+
+    __slots__ = ("fence", "version")
+
+    def __init__(self) -> None:
+        self.version: Version | None = None
+        """None before the first try."""
+        self.fence = NO_BALLOT
+
+
 def digest_of(value: bytes) -> bytes:
     """What stands for a value in a condition: 16 bytes of its BLAKE3."""
     return blake3(value).digest(length=DIGEST_BYTES)

@@ -108,12 +108,15 @@ class Accept(Request[Promise]):
 @message
 @dataclass(frozen=True, slots=True)
 class Value:
+    """``stores``: which disks the one who answers believes the replicas to have."""
+
     round: int
     proposer: str
     seq: int
     value: bytes | None
     fence_round: int = NO_BALLOT.round
     fence_proposer: str = NO_BALLOT.proposer
+    stores: bytes = b""
 
     @property
     def record(self) -> Record:
@@ -164,8 +167,11 @@ class Entry:
 @message
 @dataclass(frozen=True, slots=True)
 class Scanned:
+    """``stores``: as in `Value`."""
+
     entries: tuple[Entry, ...]
     more: bool
+    stores: bytes = b""
 
 
 @message("register.scan", reply=Scanned)

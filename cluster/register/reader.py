@@ -1,5 +1,7 @@
 """Linearizable reads by any node: ask a quorum; when it agrees on the newest version, that is the answer.
 
+Answers count together only from replicas that agree about whose disks were replaced (docs/decisions/amnesia.md).
+
 A version that a quorum holds is decided, and a newer decided one would show in that quorum. Where replicas differ (a write under
 way, or one that a replica missed) the partition's leader settles the register first. Asks the fewest replicas that can answer,
 itself first; the others after `HEDGE_DELAY_S` or an error. Owns no state.
@@ -14,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from cluster.errors import HoldfastError, QuorumUnavailable, StaleLayout
 from cluster.register.ballot import Ballot
 from cluster.register.key import RegisterKey
-from cluster.register.messages import Read, Scan
+from cluster.register.messages import Read, Scan, Scanned, Value
 from cluster.register.quorum import QuorumRule
 from cluster.register.record import ABSENT, Record
 from cluster.register.scatter import Scatter
@@ -30,7 +32,7 @@ CALL_DEADLINE_S = 2.0
 SCAN_LIMIT = 512
 """Registers in one page of one replica."""
 
-R = TypeVar("R")
+R = TypeVar("R", Value, Scanned)
 
 
 class Reading(NamedTuple):
@@ -110,7 +112,8 @@ class Reader:
         return ScanPage(entries, end)
 
     async def _ask(self, partition: int, rule: QuorumRule, request: Request[R]) -> dict[str, R]:
-        """Answers that satisfy the rule, from the fewest replicas that will do."""
+        """Answers that satisfy the rule, from the fewest replicas that will do. They agree about which disks the replicas have: a process
+        that was replaced, with its disk, may still be running somewhere, and must not make up a quorum with one that has not noticed."""
         alive = self._view.is_alive
         order = sorted(rule.members, key=lambda name: 0 if name == self._me else 1 if alive(name) else 2)
         first = rule.smallest(order)
@@ -118,6 +121,7 @@ class Reader:
         answers = self._scatter.send(first, request, deadline_s=CALL_DEADLINE_S)
         replies: dict[str, R] = {}
         failed: dict[str, HoldfastError] = {}
+        beliefs: dict[bytes, dict[str, R]] = {}
         while len(replies) + len(failed) < len(rule.members):
             if rest:
                 try:
@@ -138,16 +142,29 @@ class Reader:
                     break
                 continue
             replies[name] = answer.message
-            if rule.satisfied(replies):
-                return replies
+            agreeing = beliefs.setdefault(answer.message.stores, {})
+            agreeing[name] = answer.message
+            if rule.satisfied(agreeing):
+                return agreeing
+            if rest and len(beliefs) > 1:
+                self._scatter.extend(answers, rest, request, deadline_s=CALL_DEADLINE_S)
+                rest = []
+        raise await self._failure(partition, rule, failed, agreed=len(beliefs) < 2)
+
+    async def _failure(
+        self, partition: int, rule: QuorumRule, failed: dict[str, HoldfastError], *, agreed: bool
+    ) -> HoldfastError:
+        """What there is to say when no quorum has answered."""
         for name, error in failed.items():
             if isinstance(error, StaleLayout):
                 if error.details.get("version", 0) > self._view.epoch:
                     await self._view.refresh(name)
-                raise error
-        why = ", ".join(f"{name}: {error.code}" for name, error in sorted(failed.items()))
-        raise QuorumUnavailable(
-            f"partition {partition} can't be read now: a quorum of {', '.join(rule.members)} is needed ({why})",
+                return error
+        reasons = [f"{name}: {error.code}" for name, error in sorted(failed.items())]
+        if not agreed:
+            reasons.append("not all know that a disk was replaced")
+        return QuorumUnavailable(
+            f"partition {partition} can't be read now: a quorum of {', '.join(rule.members)} is needed ({', '.join(reasons)})",
             partition=partition,
             retry_after_s=2,
         )

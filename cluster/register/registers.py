@@ -24,7 +24,7 @@ from cluster.errors import (
     StaleLayout,
 )
 from cluster.register.ballot import NO_BALLOT, Version
-from cluster.register.change import ANY, SETTLE, Change, creation, replacement
+from cluster.register.change import ANY, SETTLE, Absence, Change, creation, replacement
 from cluster.register.key import RegisterKey
 from cluster.register.leader import Outcome
 from cluster.register.messages import Update
@@ -102,18 +102,29 @@ class Registers:
                 pause = min(2 * pause, PAUSE_LIMIT_S)
 
     async def compare_and_set(
-        self, key: RegisterKey, expected: bytes | None, value: bytes | None, *, partition: int | None = None
+        self,
+        key: RegisterKey,
+        expected: bytes | None,
+        value: bytes | None,
+        *,
+        absence: Absence | None = None,
+        partition: int | None = None,
     ) -> Outcome:
         """Replace exactly ``expected`` (None: absent) by ``value`` (None: delete). ``value`` must be unique to this change
         (carry an id of the write) so that finding it in place means that it was applied, by this call or an earlier one that ended
-        as unknown. Raises QuorumUnavailable (nothing changed) and OutcomeUnknown."""
+        as unknown. To repeat a creation of unknown outcome, give every try the same ``absence``: only the register that was absent
+        then is created. Raises QuorumUnavailable (nothing changed) and OutcomeUnknown."""
         if expected is not None:
             return await self._update(key, replacement(expected, value), partition)
+        if absence is not None and absence.version is not None:
+            return await self._update(key, creation(absence.version, absence.fence, value), partition)
         deadline = self._clock.monotonic() + TOTAL_DEADLINE_S
         record, fence = await self._read(key, partition)
         while True:
             if record.value is not None or value is None:
                 return Outcome(record.value == value, record.value, record.version, fence)
+            if absence is not None:
+                absence.version, absence.fence = record.version, fence
             outcome = await self._update(key, creation(record.version, fence, value), partition)
             if outcome.applied or outcome.current is not None:
                 return outcome

@@ -6,7 +6,7 @@ epoch. Owns no state.
 
 from __future__ import annotations
 
-from cluster.errors import Invalid, StaleLayout
+from cluster.errors import Invalid, NotReady, StaleLayout
 from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import Ballot, Version
 from cluster.register.change import Change
@@ -101,11 +101,13 @@ class RegisterService:
         record = self._acceptor.read_cached(request.partition, key, epoch)
         if record is None:
             record = await self._acceptor.read(request.partition, key, epoch)
-        # The fence of the same moment as the record: no await in between.
-        return Value(*record.version, record.value, *self._acceptor.fence(request.partition))
+        # Fence and stores of the same moment as the record: no await in between.
+        fence, stores = self._acceptor.fence(request.partition), self._view.stores(request.partition)
+        return Value(*record.version, record.value, *fence, stores)
 
     async def scan(self, request: Scan, call: IncomingCall) -> Scanned:
         epoch = await self._agree(call)
+        stores = self._view.stores(request.partition)
         page = await self._acceptor.scan(
             request.partition,
             request.table,
@@ -116,7 +118,9 @@ class RegisterService:
             epoch,
         )
         entries, more = _bounded(page, keys=False)
-        return Scanned(entries, more)
+        if self._view.stores(request.partition) != stores:
+            raise NotReady("a replica's disk was replaced during a listing", partition=request.partition)
+        return Scanned(entries, more, stores)
 
     async def update(self, request: Update, call: IncomingCall) -> Updated:
         if request.value is not None and len(request.value) > VALUE_LIMIT:

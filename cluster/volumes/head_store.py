@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from cluster.errors import OutcomeUnknown, QuorumUnavailable
+from cluster.register.change import Absence
 from cluster.volumes.head import STAMP_BYTES, TABLE, Head, decode_head, encode_head, head_key, shard_key
 from cluster.volumes.ports import Registers
 from cluster.volumes.read_coalescer import ReadCoalescer
@@ -73,10 +74,11 @@ class HeadStore:
         if head is not None:
             head = replace(head, stamp=self._rng.randbytes(STAMP_BYTES))
         value = None if head is None else encode_head(head)
+        absence = Absence() if expected.raw is None else None
         unknown: OutcomeUnknown | None = None
         for _ in range(UNKNOWN_TRIES):
             try:
-                result = await self._registers.compare_and_set(key, expected.raw, value)
+                result = await self._registers.compare_and_set(key, expected.raw, value, absence=absence)
             except QuorumUnavailable as error:
                 if unknown is not None:
                     raise unknown from error

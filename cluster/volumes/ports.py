@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from cluster.register.change import Absence
 from cluster.register.key import RegisterKey
 from cluster.rpc.message import Buffer
 
@@ -46,8 +47,11 @@ class Registers(Protocol):
     async def read(self, key: RegisterKey) -> bytes | None:
         """The value, linearizable; None when the register is absent."""
 
-    async def compare_and_set(self, key: RegisterKey, expected: bytes | None, value: bytes | None) -> CasResult:
-        """Replace ``expected`` (None: absent) by ``value`` (None: delete). Safe to repeat when values are unique.
+    async def compare_and_set(
+        self, key: RegisterKey, expected: bytes | None, value: bytes | None, *, absence: Absence | None = None
+    ) -> CasResult:
+        """Replace ``expected`` (None: absent) by ``value`` (None: delete). Safe to repeat when values are unique, a creation when all
+        its tries are given the same ``absence``.
 
         Raises QuorumUnavailable (nothing was changed) and OutcomeUnknown."""
 

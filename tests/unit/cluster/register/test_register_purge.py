@@ -229,6 +229,26 @@ async def test_late_messages_from_before_a_purge_change_nothing(cluster: Cluster
 
 
 @in_cluster
+async def test_a_process_that_was_replaced_makes_up_no_quorum_with_one_that_lags(cluster: Cluster) -> None:
+    """It still runs somewhere, while its successor, on a disk of its own, has decided something newer with the third."""
+    assert (await cluster["a"].registers.compare_and_set(PLACE, None, b"old")).applied
+    await asyncio.sleep(1)
+    assert cluster.held("c").value == b"old"
+    for name in ("b", "c"):
+        cluster[name].view.note_store("a", b"\xff" * 16)
+    await cluster.machines["b"].crash()
+    await asyncio.sleep(3)
+    with pytest.raises(QuorumUnavailable, match="a disk was replaced"):
+        await cluster["a"].registers.read(PLACE)
+    with pytest.raises(QuorumUnavailable):
+        await cluster["a"].registers.scan(PLACE.table, PLACE.partition, b"", b"", 10)
+    await cluster.machines["b"].start()
+    cluster["b"].view.note_store("a", b"\xff" * 16)
+    await asyncio.sleep(1)
+    assert await cluster["a"].registers.read(PLACE) == b"old", "those who know make up a quorum"
+
+
+@in_cluster
 async def test_a_new_disk_takes_over_the_highest_fence(cluster: Cluster) -> None:
     await cluster.create_and_delete()
     await cluster.purge_round()
@@ -377,6 +397,24 @@ async def test_a_voter_takes_nothing_over_that_was_read_before_its_fence() -> No
             await bench.settled(acceptor.import_records(0, old, LOW, origin))
     assert await bench.settled(acceptor.import_records(0, old, LOW, ORIGIN._replace(oldest_fence=HIGH))) == []
     assert (await acceptor.read(0, KEY, 1)).value == b"v"
+
+
+async def test_what_was_read_under_another_layout_is_not_taken_over() -> None:
+    """A replica may have been emptied and begun anew since: what is left of a page belongs to its former tenure."""
+    bench = Bench(FRESH)
+    acceptor = await bench.open()
+    bench.store.hold_reads = True
+    page = [Copied(KEY, record(LOW, 1, b"v"), decided=True)]
+    task = await started(acceptor.import_records(0, page, NO_BALLOT, ORIGIN))
+    bench.view.epoch = 2
+    bench.store.reading[0].set_result(None)
+    with pytest.raises(StaleLayout):
+        await bench.settled(_result_of(task))
+    assert not bench.store.queue
+
+
+async def _result_of(task: asyncio.Task[Any]) -> Any:
+    return await task
 
 
 async def test_a_learner_takes_over_the_highest_fence() -> None:

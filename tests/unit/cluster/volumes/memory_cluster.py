@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from blake3 import blake3
 
 from cluster.errors import NotFound
+from cluster.register.ballot import Version
+from cluster.register.change import Absence
 from cluster.register.key import RegisterKey
 from cluster.rpc.message import Buffer
 from cluster.volumes.service import VolumeService, VolumeSettings
@@ -39,6 +42,8 @@ class MemoryRegisters:
 
     def __init__(self) -> None:
         self.values: dict[RegisterKey, bytes] = {}
+        self.removals: Counter[RegisterKey] = Counter()
+        """How often each has gone: one absence is not another."""
         self.reads = 0
         self.swings = 0
         self.scans = 0
@@ -52,20 +57,31 @@ class MemoryRegisters:
         await self.before_read(self.reads)
         return self.values.get(key)
 
-    async def compare_and_set(self, key: RegisterKey, expected: bytes | None, value: bytes | None) -> MemoryCasResult:
+    async def compare_and_set(
+        self, key: RegisterKey, expected: bytes | None, value: bytes | None, *, absence: Absence | None = None
+    ) -> MemoryCasResult:
         self.swings += 1
         number = self.swings
         await self.before_swing(number)
         current = self.values.get(key)
         applied = current == expected
+        if absence is not None and current is None:
+            now = Version(self.removals[key], "", 0)
+            if absence.version is None:
+                absence.version = now
+            applied = absence.version == now
         if applied:
             if value is None:
-                self.values.pop(key, None)
+                self.remove(key)
             else:
                 self.values[key] = value
             current = value
         await self.after_swing(number)
         return MemoryCasResult(applied, current)
+
+    def remove(self, key: RegisterKey) -> None:
+        """Whatever it holds."""
+        self.removals[key] += self.values.pop(key, None) is not None
 
     async def scan(self, table: str, partition_key: bytes, after: bytes, prefix: bytes, limit: int) -> MemoryScanPage:
         self.scans += 1

@@ -10,6 +10,7 @@ from contextlib import aclosing
 import pytest
 
 from cluster.errors import Conflict, HoldfastError, NotFound, OutcomeUnknown, QuorumUnavailable
+from cluster.volumes.head import head_key
 from cluster.volumes.service import Condition, VolumeSettings
 from tests.unit.cluster.volumes.memory_cluster import MemoryCluster, body_of, content, put
 from tests.unit.cluster.volumes.naive_references import needed_references
@@ -234,6 +235,27 @@ async def test_an_unknown_outcome_is_looked_up(before: int, after: int) -> None:
     await service.delete("v")
     with pytest.raises(NotFound):
         await service.show("v")
+
+
+async def test_a_volume_that_was_created_and_deleted_while_its_creation_is_in_doubt_does_not_come_back() -> None:
+    """The absence that the creation is repeated over must be the one that it saw at first."""
+    cluster = MemoryCluster()
+    service, other = cluster.gateway(1), cluster.gateway(2)
+    first = True
+
+    async def after(_: int) -> None:
+        nonlocal first
+        if first:
+            first = False
+            await other.delete("v")
+            cluster.registers.remove(head_key("v"))  # as a patrol does with what is left of a deleted volume
+            raise OutcomeUnknown("the answer got lost")
+
+    cluster.registers.after_swing = after
+    with pytest.raises(OutcomeUnknown):
+        await service.create("v", 10)
+    assert not cluster.registers.values
+    assert (await service.create("v", 10)).generation == 1, "a new creation sees the new absence"
 
 
 async def test_a_swing_that_was_done_and_overwritten_while_in_doubt_counts_as_done() -> None:

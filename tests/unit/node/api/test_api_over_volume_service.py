@@ -17,6 +17,7 @@ import pytest
 
 from cluster.doors.clock import SystemClock
 from cluster.errors import NotFound
+from cluster.register.change import Absence
 from cluster.register.key import RegisterKey
 from cluster.rpc.message import Buffer
 from cluster.volumes.service import VolumeService
@@ -52,7 +53,9 @@ class MemoryRegisters:
         await asyncio.sleep(0)
         return self.values.get(key)
 
-    async def compare_and_set(self, key: RegisterKey, expected: bytes | None, value: bytes | None) -> Cas:
+    async def compare_and_set(
+        self, key: RegisterKey, expected: bytes | None, value: bytes | None, *, absence: Absence | None = None
+    ) -> Cas:
         await asyncio.sleep(0)
         current = self.values.get(key)
         if current != expected:
