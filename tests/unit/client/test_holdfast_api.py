@@ -631,6 +631,17 @@ async def test_get_into_a_pipe(holdfast: Holdfast, fake_cluster: FakeCluster, tm
     assert await reading == b"through a pipe"
 
 
+async def test_a_node_that_starts_is_passed_over(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    fake_cluster.documents = {"/v1/cluster": {"health": "healthy"}}
+    fake_cluster.gateways[0].before.append(refuse(503, "not-ready"))
+    assert await holdfast.status() == {"health": "healthy"}
+    for gateway in fake_cluster.gateways:
+        gateway.before = [refuse(503, "not-ready")] * 1000
+    with pytest.raises(Unavailable) as caught:
+        await holdfast.status()
+    assert caught.value.retryable  # so `holdfast status --watch` goes on
+
+
 async def test_the_clusters_documents(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
     paths = (
         "/v1/cluster",
