@@ -2,7 +2,8 @@
 
 Each method is one request of the HTTP API, made on whichever endpoint answers. A request whose first attempt got lost is
 repeated where that is harmless; where the repetition's answer cannot tell what became of the first one (a conditional
-PUT that now fails its condition, a create that now finds a volume) the caller gets `OutcomeUnknown`, never a guess.
+PUT that now fails its condition, a create that now finds a volume, anything that meets a full disk or a wrong token) the caller
+gets `OutcomeUnknown`, never a guess.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from client.errors import Conflict, ContentChanged, HoldfastError, Invalid, NotF
 from client.file_sink import FileSink
 from client.retry import RetryPolicy
 from client.sources import Source, SourceLike, as_source
-from client.transport import Answer, Call, Progress, Transport
+from client.transport import Call, Progress, Transport
 from client.volume import Volume
 
 TOKEN_VARIABLE = "HOLDFAST_API_TOKEN"  # noqa: S105 - the name of a variable, not a token
@@ -96,7 +97,8 @@ class Holdfast:
     ) -> Volume:
         """A new, empty volume of ``size`` bytes; it reads as zeroes and takes no space. `Conflict` when it exists.
 
-        `OutcomeUnknown` when an attempt got lost and there now is a volume that could be its result.
+        `OutcomeUnknown` when an attempt got lost and there now is a volume of that name, whatever it is like: it may be that
+        attempt's, changed since.
         """
         asked = {
             key: value
@@ -111,13 +113,26 @@ class Holdfast:
         }
         answer = await self._transport.call(Call("POST", "/v1/volumes", document=asked, fresh_connection=True))
         if answer.doubtful and isinstance(answer.error, Conflict):
+            raise OutcomeUnknown(
+                f"whether this call created the volume {name!r} is unknown: an attempt got lost, and "
+                + await self._found(name, asked),
+                status=answer.error.status,
+                details=answer.error.details,
+            )
+        return Volume.from_json(answer.document(f"this call created the volume {name!r}"))
+
+    async def _found(self, name: str, asked: Mapping[str, Any]) -> str:
+        """What there is where an attempt to create a volume got lost and the next one met a volume, in words."""
+        try:
             found = await self.show(name)
-            if all(found.raw.get(key) == value for key, value in asked.items()):
-                raise OutcomeUnknown(
-                    f"the volume {name!r} exists as asked for, but whether this call created it is unknown: "
-                    "an attempt got lost; if nobody else creates volumes of that name, it did"
-                )
-        return Volume.from_json(answer.document())
+        except NotFound:
+            return "the volume that the next one met is gone again"
+        except HoldfastError as error:
+            return f"what there is now could not be found out: {error.message}"
+        others = [f"{key} {found.raw.get(key)}" for key, value in asked.items() if found.raw.get(key) != value]
+        if others:
+            return f"the volume that there is now has {', '.join(others)}: it is somebody else's, or was changed since"
+        return "it exists as asked for; if nobody else creates volumes of that name, this call did"
 
     async def show(self, name: str) -> Volume:
         return Volume.from_json((await self._transport.call(Call("GET", _path(name)))).document())
@@ -147,8 +162,7 @@ class Holdfast:
             fresh_connection=if_match is not None,
         )
         answer = await self._transport.call(call)
-        _settle(answer, f"whether the volume {name!r} was resized is unknown: it has changed since an attempt got lost")
-        return Volume.from_json(answer.document())
+        return Volume.from_json(answer.document(f"the volume {name!r} was resized"))
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Remove a volume. `NotFound` when there is none, unless an attempt of this call got lost and may have done it: then it is gone, as
@@ -159,12 +173,7 @@ class Holdfast:
         )
         if answer.doubtful and isinstance(answer.error, NotFound) and if_match is None:
             return  # it was there or it wasn't; now it is gone, which is what was asked for
-        _settle(
-            answer,
-            f"whether this call removed the volume {name!r} is unknown: an attempt got lost, and now it is gone or another one",
-        )
-        if answer.error is not None:
-            raise answer.error
+        answer.check(f"this call removed the volume {name!r}")
 
     # content
 
@@ -227,12 +236,7 @@ class Holdfast:
             fresh_connection=bool({"If-Match", "If-None-Match"} & headers.keys()) or not source.rewindable,
         )
         answer = await self._transport.call(call)
-        _settle(
-            answer,
-            f"whether the volume {name!r} was written is unknown: an attempt got lost, and now the condition does not hold, "
-            "because of that attempt or of somebody else; read the volume to see",
-        )
-        return Volume.from_json(answer.document())
+        return Volume.from_json(answer.document(f"the volume {name!r} was written"))
 
     def open(self, name: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Content:
         """A stream of a volume's bytes from ``offset`` (``length`` of them, or to the end): see `Content`."""
@@ -364,10 +368,9 @@ class Holdfast:
 
     async def _once(self, path: str, document: Any) -> dict[str, Any]:
         answer = await self._transport.call(Call("POST", path, document=document, fresh_connection=True))
-        _settle(
-            answer, "whether the layout was changed is unknown: an attempt got lost; look with `holdfast layout show`"
-        )
-        parsed = answer.document() if answer.body else {}
+        what = "the layout was changed (`holdfast layout show` has it)"
+        answer.check(what)
+        parsed = answer.document(what) if answer.body else {}
         return parsed if isinstance(parsed, dict) else {"items": parsed}
 
 
@@ -381,10 +384,3 @@ def _conditions(if_match: str | None, if_none_match: str | None) -> dict[str, st
     """The headers; an ETag may be given with or without its quotes."""
     given = {"If-Match": if_match, "If-None-Match": if_none_match}
     return {name: quoted_etag(value) for name, value in given.items() if value is not None}
-
-
-def _settle(answer: Answer, message: str) -> None:
-    """A refusal that follows a lost attempt may be that attempt's own doing."""
-    error: HoldfastError | None = answer.error
-    if answer.doubtful and isinstance(error, (Conflict, NotFound)):
-        raise OutcomeUnknown(message, status=error.status, details=error.details)

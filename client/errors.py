@@ -91,7 +91,8 @@ class Unreachable(Unavailable):
 
 
 class OutcomeUnknown(HoldfastError):
-    """The request may or may not have taken effect; look before you repeat it."""
+    """The request may or may not have taken effect; look before you repeat it. After a lost attempt every refusal becomes this one,
+    with the refusal's ``status`` and ``details``."""
 
     code = "outcome-unknown"
     retryable = True

@@ -92,16 +92,30 @@ class Answer:
     def error(self) -> HoldfastError | None:
         return None if self.status < 300 else error_from_response(self.status, self.body, self.headers)
 
-    def document(self) -> Any:
-        """The JSON body. Raises the answer's error, or `ServerFailure` when a good answer holds no JSON."""
+    def check(self, what: str = "the request took effect") -> None:
+        """Raises the answer's error, or `OutcomeUnknown` in its place where an earlier attempt may have done what this one was
+        refused: a full disk, a bad token or a failed condition then speak of the last attempt alone. ``what`` is in doubt."""
         if (error := self.error) is not None:
-            raise error
+            raise self._told(error, what)
+
+    def document(self, what: str = "the request took effect") -> Any:
+        """The JSON body. Raises as `check` does, and `ServerFailure` when a good answer holds no JSON."""
+        self.check(what)
         try:
             return json.loads(self.body)
         except ValueError as error:
-            raise ServerFailure(
-                "the server's answer is not JSON; is this a Holdfast API port?", status=self.status
-            ) from error
+            failure = ServerFailure("the server's answer is not JSON; is this a Holdfast API port?", status=self.status)
+            raise self._told(failure, what) from error
+
+    def _told(self, error: HoldfastError, what: str) -> HoldfastError:
+        if not self.doubtful:
+            return error
+        return OutcomeUnknown(
+            f"whether {what} is unknown: an attempt got lost, and the last one was answered: {error.message}; "
+            "look before you repeat it",
+            status=error.status,
+            details=error.details,
+        )
 
 
 class AttemptFailed(Exception):
@@ -193,7 +207,7 @@ class Transport:
         """The answer of the first node that gives one.
 
         Raises `Unavailable` when the budget is spent and certainly nothing was done, `OutcomeUnknown` when something may
-        have been, and whatever the body's source raises.
+        have been, and whatever the body's source raises before anything can have been.
         """
         budget = self.budget()
         doubtful = False
@@ -210,6 +224,13 @@ class Transport:
                         failure, doubtful, "its source cannot be read again, so send it again"
                     ) from failed
                 await self.pause(budget, url, failure, doubtful=doubtful)
+            except Exception as error:
+                by_source = error is attempt.error
+                if doubtful and (by_source or isinstance(error, HoldfastError)):
+                    raise _in_doubt(error) from error
+                if by_source and attempt.complete:
+                    raise _in_doubt(error) from error  # raised behind the last byte: the receiver may hold all of it
+                raise
             else:
                 return Answer(answer.status, answer.headers, answer.body, doubtful)
 
@@ -223,11 +244,7 @@ class Transport:
     def _spent(self, failure: Failure, doubtful: bool, advice: str) -> HoldfastError:
         message = failure.error.message + (f"; {advice}" if advice else "")
         if doubtful:
-            return OutcomeUnknown(
-                f"the request may or may not have taken effect ({message}); look at the volume before you repeat it",
-                status=failure.error.status,
-                details=failure.error.details,
-            )
+            return _in_doubt(failure.error, message)
         if not failure.reached:
             return Unreachable(
                 f"no endpoint can be reached: tried {', '.join(self.endpoints.urls)} ({failure.error.message})"
@@ -427,6 +444,18 @@ class Attempt:
     async def close(self) -> None:
         if self.watch is not None:
             await self.watch.close()
+
+
+def _in_doubt(error: Exception, message: str | None = None) -> OutcomeUnknown:
+    """The outcome of a call that ended in ``error`` after it may have taken effect."""
+    if message is None:
+        message = str(error) or type(error).__name__
+    told = error if isinstance(error, HoldfastError) else None
+    return OutcomeUnknown(
+        f"the request may or may not have taken effect ({message}); look at the volume before you repeat it",
+        status=told.status if told else None,
+        details=told.details if told else None,
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.chunks.store import ChunkStore
-from cluster.errors import Conflict
+from cluster.errors import NotReady
 from cluster.governance.state import LayoutState, StagedChange
 from cluster.layout.layout import Layout
 from cluster.layout.report import LayoutChange
@@ -28,7 +28,8 @@ GIB = 1 << 30
 
 class CoreView:
     """See the module. ``core`` is called anew each time: a node's core is made again when its store begins a new life. ``own_jobs``:
-    those of the daemon's storage."""
+    those of the daemon's storage. While there is no core, all but `readiness` and `samples` raise NotReady, so that clients ask another
+    node."""
 
     def __init__(
         self,
@@ -270,7 +271,7 @@ class CoreView:
     def _require(self) -> PeerCore:
         core = self._core()
         if core is None:
-            raise Conflict("the node is starting")
+            raise NotReady("this node is starting; ask another, or again in a moment", retry_after_s=1)
         return core
 
 

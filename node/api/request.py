@@ -115,16 +115,27 @@ class ApiRequest(web.BaseRequest):
 
     @property
     def declared_length(self) -> int | None:
-        """Content-Length, or None for a chunked body. Raises RefusalError with 411 when there is neither.
+        """Content-Length, or None for a chunked body. Raises RefusalError with 411 when there is neither, with 501 for a body in any
+        transfer coding besides (``gzip, chunked``): the parser undoes the chunks alone, and what is left is not the content.
 
         A request without either has no body by RFC 9112 section 6.3; taking a forgotten length for an empty content would
         empty a volume.
         """
+        codings = self.headers.getall(hdrs.TRANSFER_ENCODING, ())
+        if codings:
+            coding = ", ".join(codings).strip()
+            if coding.lower() == "chunked":
+                return None
+            raise RefusalError(
+                Invalid(
+                    f"Transfer-Encoding {coding[:50]!r} is not taken; send the bytes themselves, chunked or with a length",
+                    field=hdrs.TRANSFER_ENCODING,
+                ),
+                501,
+            )
         value = self.headers.get(hdrs.CONTENT_LENGTH)
         if value is not None:
             return int(value)
-        if hdrs.TRANSFER_ENCODING in self.headers:
-            return None
         raise RefusalError(
             Invalid("Send a Content-Length (0 for empty content) or a chunked body", field=hdrs.CONTENT_LENGTH), 411
         )

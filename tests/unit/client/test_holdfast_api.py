@@ -6,13 +6,13 @@ import asyncio
 import io
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from client import Holdfast
+from client import Holdfast, transport
 from client.errors import (
     Conflict,
     ContentChanged,
@@ -300,7 +300,7 @@ async def test_lost_answers_of_create_and_delete(holdfast: Holdfast, fake_cluste
     fake_cluster.volumes["w"] = StoredVolume("w", b"other")
     for gateway in fake_cluster.gateways:
         gateway.before = [drop]
-    with pytest.raises(Conflict):  # of another size: not ours
+    with pytest.raises(OutcomeUnknown, match="has size 5: it is somebody else's, or was changed since"):
         await holdfast.create("w", 4096)
     for gateway in fake_cluster.gateways:
         gateway.before, gateway.after = [], [drop]
@@ -314,6 +314,139 @@ async def test_lost_answers_of_create_and_delete(holdfast: Holdfast, fake_cluste
     ):  # somebody else may have removed that version
         await holdfast.delete("w", if_match=etag)
     assert "w" not in fake_cluster.volumes
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_volume_that_cannot_be_looked_at_leaves_its_creation_unknown(
+    holdfast: Holdfast, fake_cluster: FakeCluster, *, kept: bool
+) -> None:
+    async def then_look(request: web.Request) -> web.StreamResponse | None:
+        if kept:
+            for gateway in fake_cluster.gateways:
+                gateway.before.append(refuse(401, "unauthorized"))
+        else:
+            fake_cluster.volumes.clear()
+        return None
+
+    fake_cluster.gateways[0].after.append(drop)
+    fake_cluster.gateways[1].after.append(then_look)
+    with pytest.raises(OutcomeUnknown, match="refused: unauthorized" if kept else "gone again"):
+        await holdfast.create("v", 4096)
+
+
+REFUSALS = {
+    507: "no-space",
+    400: "invalid",
+    401: "unauthorized",
+    416: "range-not-satisfiable",
+    409: "conflict",
+    404: "not-found",
+    500: "internal",
+}
+CHANGES = ("create", "put", "put_range", "resize", "delete", "apply_layout", "repair_pause")
+SETTLED = {("create", 409), ("delete", 404)}
+"""What is there is looked at; gone is gone: `test_lost_answers_of_create_and_delete`."""
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [(what, status) for what in CHANGES for status in REFUSALS if (what, status) not in SETTLED],
+)
+async def test_a_refusal_behind_a_lost_attempt_is_no_definite_no(
+    holdfast: Holdfast, fake_cluster: FakeCluster, what: str, status: int
+) -> None:
+    """The first gateway does what it is asked and dies; what the next one says of itself says nothing about that."""
+    code = REFUSALS[status]
+    fake_cluster.documents = {"/v1/layout/apply": {}, "/v1/repair/pause": {}}
+    if what != "create":
+        fake_cluster.volumes["v"] = StoredVolume("v", b"old content")
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "create": lambda: holdfast.create("v", 4096),
+        "put": lambda: holdfast.put("v", BIG),
+        "put_range": lambda: holdfast.put_range("v", 4, b"new"),
+        "resize": lambda: holdfast.resize("v", 8192),
+        "delete": lambda: holdfast.delete("v"),
+        "apply_layout": lambda: holdfast.apply_layout(7),
+        "repair_pause": holdfast.repair_pause,
+    }
+    fake_cluster.gateways[0].after.append(drop)
+    fake_cluster.gateways[1].before.append(refuse(status, code))
+    with pytest.raises(OutcomeUnknown, match=f"is unknown: .*refused: {code}") as caught:
+        await calls[what]()
+    assert caught.value.status == status
+    assert len(requests(fake_cluster)) == 2
+
+
+async def test_a_lost_attempt_that_took_effect_is_no_full_disk(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    async def swallows(request: web.Request) -> web.StreamResponse | None:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        fake_cluster.volumes["v"] = StoredVolume("v", await request.read())
+        return break_connection(request)
+
+    fake_cluster.gateways[0].before.append(swallows)
+    fake_cluster.gateways[1].before.append(refuse(507, "no-space"))
+    with pytest.raises(OutcomeUnknown, match="refused: no-space"):
+        await holdfast.put("v", BIG)
+    assert fake_cluster.volumes["v"].data == BIG
+    for gateway in fake_cluster.gateways:  # without a lost attempt it stays what it is
+        gateway.before = [refuse(507, "no-space")]
+    with pytest.raises(NoSpace):
+        await holdfast.put("v", BIG)
+
+
+async def test_a_source_that_breaks_behind_a_lost_attempt_leaves_the_outcome_unknown(
+    holdfast: Holdfast, fake_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    path = tmp_path / "shrinking"
+    path.write_bytes(BIG)
+
+    async def shrink_and_drop(request: web.Request) -> web.StreamResponse | None:
+        os.truncate(path, BLOCK_SIZE)
+        return break_connection(request)
+
+    fake_cluster.gateways[0].after.append(shrink_and_drop)
+    with pytest.raises(OutcomeUnknown, match="was it cut while it was read"):
+        await holdfast.put("v", path)
+    assert fake_cluster.volumes["v"].data == BIG
+
+
+async def test_a_stream_that_goes_on_behind_its_length_may_have_been_stored(
+    holdfast: Holdfast, fake_cluster: FakeCluster
+) -> None:
+    stored = asyncio.Event()
+
+    async def tell(request: web.Request) -> web.StreamResponse | None:
+        stored.set()
+        await asyncio.sleep(3600)  # the answer never gets there
+        return None
+
+    async def too_long() -> AsyncIterator[bytes]:
+        yield b"12345"
+        await stored.wait()
+        yield b"6"
+
+    fake_cluster.gateways[0].after.append(tell)
+    with pytest.raises(OutcomeUnknown, match="more than the 5 bytes"):
+        await holdfast.put("v", too_long(), length=5)
+    assert fake_cluster.volumes["v"].data == b"12345"
+
+
+async def test_an_answer_of_another_server_behind_a_lost_attempt_leaves_the_outcome_unknown(
+    fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def page(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(body=b"<html>" * 1000)
+
+    for limit, words in ((1000, "more than 1000 bytes"), (10_000, "is not JSON")):
+        monkeypatch.setattr(transport, "DOCUMENT_LIMIT", limit)
+        for gateway in fake_cluster.gateways:
+            gateway.before, gateway.after = [], []
+        async with Holdfast(fake_cluster.urls, policy=QUICK) as holdfast:
+            fake_cluster.gateways[0].after = [drop]
+            fake_cluster.gateways[1].before = [page]
+            with pytest.raises(OutcomeUnknown, match=words):
+                await holdfast.put("v", b"x")
 
 
 async def test_sources_that_change_are_not_stored(
@@ -496,6 +629,17 @@ async def test_get_into_a_pipe(holdfast: Holdfast, fake_cluster: FakeCluster, tm
     reading = asyncio.create_task(asyncio.to_thread((tmp_path / "pipe").read_bytes))
     await holdfast.get_file("v", tmp_path / "pipe")
     assert await reading == b"through a pipe"
+
+
+async def test_a_node_that_starts_is_passed_over(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
+    fake_cluster.documents = {"/v1/cluster": {"health": "healthy"}}
+    fake_cluster.gateways[0].before.append(refuse(503, "not-ready"))
+    assert await holdfast.status() == {"health": "healthy"}
+    for gateway in fake_cluster.gateways:
+        gateway.before = [refuse(503, "not-ready")] * 1000
+    with pytest.raises(Unavailable) as caught:
+        await holdfast.status()
+    assert caught.value.retryable  # so `holdfast status --watch` goes on
 
 
 async def test_the_clusters_documents(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:

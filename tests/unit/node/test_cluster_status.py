@@ -10,12 +10,14 @@ from typing import Any, cast
 import pytest
 
 from cluster.chunks.store import ChunkStore
+from cluster.errors import NotReady
 from cluster.governance.state import LayoutState
 from cluster.layout.layout import LayoutNode
 from cluster.layout.planner import plan_layout
 from cluster.peer.core import PeerCore
 from cluster.peer.jobs import JobState
 from node import repair_view
+from node.api.problem import status_of
 from node.cluster_view import CoreView
 from node.repair_view import CoreRepairView
 from tests.unit.node.repair_port import WHOLE, FakePort, without
@@ -113,6 +115,17 @@ async def test_a_place_set_aside_is_told_but_the_data_is_whole() -> None:
     status = await view_of(FakePort(), quarantined=1).status()
     assert status["health"] == "healthy"
     assert "1 damaged places" in status["attention"][0]
+
+
+async def test_a_node_that_starts_sends_everybody_to_another_one() -> None:
+    store = cast("ChunkStore", SimpleNamespace(statistics=lambda: SimpleNamespace(**STORE)))
+    view = CoreView(lambda: None, store, (), CoreRepairView(lambda: None, lambda: None))
+    calls = (view.status(), view.nodes(), view.layout(), view.jobs())
+    for call in (*calls, view.plan_layout([]), view.apply_layout(1), view.abort_layout()):
+        with pytest.raises(NotReady, match="ask another") as caught:
+            await call
+        assert (status_of(caught.value), caught.value.retryable) == (503, True)
+    assert view.readiness()["ready"] is False
 
 
 def counters(*names: str) -> SimpleNamespace:

@@ -247,6 +247,55 @@ async def test_put_chunked(http: Harness) -> None:
     assert (await http.request("GET", DATA, on=connection, Range="bytes=-3")).body == b"ccc"
 
 
+@pytest.mark.parametrize(
+    "coding",
+    [
+        "gzip, chunked",
+        "GZIP,Chunked",
+        "deflate, gzip, chunked",
+        "identity, chunked",
+    ],
+)
+@pytest.mark.parametrize("path", [DATA, "/v1/volumes"])
+async def test_a_body_in_a_transfer_coding_but_chunked_is_501(http: Harness, path: str, coding: str) -> None:
+    """Its bytes are not the content: kept as they come they would be stored compressed, and nobody would ever know."""
+    http.volumes.put("v", SMALL)
+    connection = await http.connect()
+    method = "PUT" if path == DATA else "POST"
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: {coding}\r\nContent-Type: application/json\r\n\r\n"
+    )
+    await connection.send(head.encode() + b"3\r\n\x1f\x8b\x08\r\n0\r\n\r\n")
+    answer = await connection.receive()
+    assert (answer.status, answer.json["field"]) == (501, "Transfer-Encoding")
+    assert list(http.volumes.contents) == ["v"]
+    assert http.volumes.contents["v"][1] == SMALL
+    assert http.volumes.bodies_begun == 0
+
+
+async def test_a_transfer_coding_in_a_header_of_its_own_is_not_overlooked(http: Harness) -> None:
+    connection = await http.connect()
+    codings = "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked"
+    await connection.send(f"PUT {DATA} HTTP/1.1\r\nHost: n\r\n{codings}\r\n\r\n1\r\na\r\n0\r\n\r\n")
+    assert (await connection.receive()).status == 400  # by the parser
+    assert not http.volumes.contents
+
+
+async def test_a_body_that_waits_is_not_asked_for_in_another_transfer_coding(http: Harness) -> None:
+    connection = await http.connect()
+    await connection.send(
+        f"PUT {DATA} HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: gzip, chunked\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert (await connection.receive()).status == 501
+
+
+@pytest.mark.parametrize("coding", ["chunked", "Chunked", " chunked "])
+async def test_chunked_is_chunked_however_it_is_written(http: Harness, coding: str) -> None:
+    connection = await http.connect()
+    await connection.send(f"PUT {DATA} HTTP/1.1\r\nHost: n\r\nTransfer-Encoding:{coding}\r\n\r\n1\r\na\r\n0\r\n\r\n")
+    assert (await connection.receive()).status == 201
+
+
 async def test_put_without_a_length_is_411(http: Harness) -> None:
     http.volumes.put("v", SMALL)
     answer = await http.request("PUT", DATA)
