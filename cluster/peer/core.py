@@ -136,7 +136,7 @@ class PeerCore:
         self.scatter = Scatter(self.rpc)
         self.leader = Leader(
             me,
-            proposer_name(me, life.store, life.boot),
+            proposer_name(me, life.boot, life.run),
             self.scatter,
             self.installed,
             clock,

@@ -2,8 +2,9 @@
 
 Both are plain tuples, so that comparing them is what Python does fastest and what the wire carries as it is.
 
-* `Ballot` = (round, proposer). A proposer's name is ``node/store id/boot``: no two lives of a process, nor a process before and
-  after its disk was replaced, ever share one, so a ballot is never used twice (the "ballot reused after a restart" trap).
+* `Ballot` = (round, proposer). A proposer's name is ``node/boot/run``: no two lives of a process, nor a process before and after its
+  disk was replaced, ever share one, so a ballot is never used twice (the "ballot reused after a restart" trap). The run is random, since a
+  store and an old copy of it count the same boots.
 * `Version` = (round, proposer, seq): the ballot under which a value was accepted, and its number under that ballot.
 """
 
@@ -37,6 +38,7 @@ BOOTSTRAP_VERSION = Version(0, "bootstrap", 1)
 """The version of the first layout: above nothing-written, below everything that a ballot writes."""
 
 
-def proposer_name(node: str, store: bytes, boot: int) -> str:
-    """A proposer's name, unique to one life of one process on one store."""
-    return f"{node}/{store.hex()}/{boot}"
+def proposer_name(node: str, boot: int, run: bytes) -> str:
+    """A proposer's name, unique to one life of one process. ``run``: 8 random bytes of that life."""
+    assert run
+    return f"{node}/{boot}/{run.hex()}"

@@ -72,7 +72,7 @@ class Life:
         self.scatter = Scatter(self.process)
         self.leader = machine.parts.leader(
             name,
-            proposer_name(name, machine.store_id, machine.boot),
+            proposer_name(name, machine.boot, machine.store_id),
             self.scatter,
             self.view,
             self.process,

@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from cluster.errors import Conflict, HoldfastError, QuorumUnavailable
+from cluster.governance.attestation import Attestation
 from cluster.governance.state import StagedChange
+from cluster.register.key import RegisterKey
 from cluster.register.store import LEARNER, VOTER
 from cluster.register.view import META_PARTITION
 from tests.support.simulated.loop import run_virtual
@@ -187,6 +189,41 @@ def test_a_disk_put_back_from_an_old_copy_relearns() -> None:
         await check(cluster, data)
 
     play(scenario)
+
+
+def test_an_old_copy_leads_under_no_ballot_that_its_original_has_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it has asked anybody whether its memory is to be trusted: the others' votes are enough to lead, and both count their starts
+    from the same number. Under the same ballot its first write would be taken for a late copy of the original's."""
+
+    async def scenario(cluster: WholeCluster) -> None:
+        machine = cluster.machines["n3"]
+        await machine.kill()
+        old = machine.copy_disk()
+        machine.start()
+        await cluster.until(lambda: machine.core and cluster.settled(), "n3 back")
+        view = cluster["n1"].installed
+        keys = [RegisterKey("t", b"%d" % number, b"k") for number in range(40)]
+        led = [key for key in keys if view.rule(view.partition_of(key.partition)).members[0] == "n3"]
+        assert len(led) > 5
+        for key in led:
+            await cluster["n3"].registers.put(key, b"first")
+
+        async def unheard(_attestation: Attestation, _name: str) -> None:
+            """Nobody answers."""
+
+        await machine.kill()
+        machine.put_back(old)
+        with monkeypatch.context() as patch:
+            patch.setattr(Attestation, "_ask", unheard)
+            machine.start()
+            await cluster.until(machine.has_layout, "n3 back once more")
+            for key in led:
+                await cluster["n3"].registers.put(key, b"second")
+            for key in led:
+                assert await cluster["n1"].registers.read(key) == b"second"
+        await cluster.until(cluster.settled, "n3 has relearned")
+
+    play(scenario, 3)
 
 
 def test_a_node_joins_under_load_and_gets_its_share() -> None:
