@@ -2,8 +2,10 @@
 
 After Demers et al., "Epidemic Algorithms for Replicated Database Maintenance" (1987), by Merkle trees as in Dynamo (2007). One
 comparison at a time. A difference counts when a second comparison finds it too (`Suspicions`); then whichever side lacks something
-mends itself: this node by its own queues, the peer by a nudge. References that only this node has are also handed to `on_unshared`,
-which knows how to find out whether any root needs them. Decides nothing about data: that is the menders' and the judge's part.
+mends itself: this node by its own queues, the peer by a nudge. A register that stays newer here for all nudging is mended here as well: it
+may be an acceptance that never reached a quorum, and only who holds such a one can have it written over (`RegisterMender`). References
+that only this node has are also handed to `on_unshared`, which knows how to find out whether any root needs them. Decides nothing about
+data: that is the menders' and the judge's part.
 
 Owns what is known to differ, by peer.
 """
@@ -187,10 +189,10 @@ class AntiEntropy:
         differs = found.references or found.keys
         pause = settings.persist_s if differs else settings.interval_s
         peer.due = now + pause * (1 + 0.2 * self._rng.random())
-        await self._act(name, references, keys)
+        await self._act(name, peer, references, keys)
 
     async def _act(
-        self, peer: str, references: Collection[ReferenceDifference], keys: Collection[KeyDifference]
+        self, name: str, peer: _Peer, references: Collection[ReferenceDifference], keys: Collection[KeyDifference]
     ) -> None:
         self._mender.note(dict.fromkeys(d.chunk for d in references if not d.mine))
         unshared = [d for d in references if d.mine]
@@ -199,13 +201,14 @@ class AntiEntropy:
             if told:
                 self.on_unshared(told, lone)
         theirs: dict[int, list[NudgedKey]] = {}
-        for partition, key, mine in keys:
+        for difference in keys:
+            partition, key, mine = difference
             if mine:
                 theirs.setdefault(partition, []).append(NudgedKey(key.table, key.partition, key.sort))
-            else:
+            if not mine or peer.keys.acts(difference) > 1:
                 self._keys.note(partition, [key])
         try:
-            await self._nudge(peer, list(dict.fromkeys(d.chunk for d in unshared)), theirs)
+            await self._nudge(name, list(dict.fromkeys(d.chunk for d in unshared)), theirs)
         except HoldfastError:
             return  # it compares by itself, too
 

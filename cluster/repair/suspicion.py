@@ -63,6 +63,11 @@ class Suspicions(Generic[T]):
         known = self._items.get(item)
         return known is not None and known.persists
 
+    def acts(self, item: T) -> int:
+        """How often it was to be acted on so far, this time among them."""
+        known = self._items.get(item)
+        return 0 if known is None else known.acts
+
     def persisting(self) -> list[T]:
         return [item for item, known in self._items.items() if known.persists]
 

@@ -45,4 +45,14 @@ REGRESSIONS = (
         20002,
         "a log file was unlinked and the folder could not be synced: later tries found no name, and no file was given back until a restart",
     ),
+    Regression(
+        "lone-copies",
+        20043,
+        "a store put back from an old copy led under the very ballot of its original: its write was taken for a late copy, and lost",
+    ),
+    Regression(
+        "lone-leaders",
+        20050,
+        "what a leader alone had accepted stayed, decided otherwise by the rest: it nudged them, and they could not write it over",
+    ),
 )
