@@ -57,7 +57,7 @@ def test_a_log_that_a_mistake_has_poisoned_is_noticed() -> None:
 
 def test_who_is_hardly_answered_is_noticed() -> None:
     with mock.patch.object(Users, "gateway", return_value=None):
-        result = simulate("lone-leaders", 1)
+        result = simulate("steady", 1)
     assert result.broken is not None
     assert result.broken.invariant == "users are answered"
     assert result.answered_in_trouble < 24
