@@ -120,6 +120,7 @@ class _Run:
         self._trace = trace
         self._result = result
         self._events = cut.chosen(draw(seed, scenario))
+        self._clients_left = scenario.clients
         size = random.Random(f"size {seed}").choice(scenario.nodes)
         self._cluster = CampaignCluster(
             streams,
@@ -163,33 +164,31 @@ class _Run:
                     share, more = divmod(self._scenario.operations, self._scenario.clients)
                     for number in range(self._scenario.clients):
                         group.create_task(self._client(number, share + (number < more)))
-                    group.create_task(self._cancel_when_over(endless))
+                    group.create_task(self._watch_over(endless))
             except TimeoutError:
                 raise BrokenError("nothing hangs", f"users and trouble go on after {ACTIVE_LIMIT_S:.0f} s") from None
+            finally:
+                for task in endless:
+                    task.cancel()
             await self._calm(watch)
         finally:
             await cluster.close()
         self._registers.check()
         self._volumes.check()
 
-    async def _cancel_when_over(self, endless: Sequence[asyncio.Task[None]]) -> None:
-        """Have the failure of one of them end the run, and the run's end all of them."""
+    async def _watch_over(self, endless: Sequence[asyncio.Task[None]]) -> None:
+        """Have the failure of one of them end the run. Until users and trouble are at their end."""
         while not any(task.done() for task in endless):
             if self._clients_left == 0 and self._trouble.over:
-                for task in endless:
-                    task.cancel()
                 return
             await asyncio.sleep(0.2)
         for task in endless:
             if task.done():
                 task.result()
 
-    _clients_left = 0
-
     async def _client(self, number: int, operations: int) -> None:
         rng = random.Random(f"client {number} {self._seed}")
         slots = max(1, int(self._scenario.active_s / SLOT_S))
-        self._clients_left += 1
         start = asyncio.get_running_loop().time()
         done = 0
         try:
