@@ -8,6 +8,7 @@ Read in this order:
   (docs/formats/volume-map.md);
 * `head`, `read_coalescer`, `head_store`: the register that names the newest root; `listing`: all of them in order;
 * `fence`: how a write in progress is shut out; `root_search`, `judge`: whether a reference is needed;
-* `byte_budget`, `writer`, `writing`: a body on its way in; `content`: a version on its way out; `pieces`; `first_error`, `together`;
+* `byte_budget`, `write_budget`, `writer`, `writing`: a body on its way in; `content`: a version on its way out; `pieces`;
+  `first_error`, `together`;
 * `reclaim`: giving back what no root needs; `sweep`: finding what nobody remembers; `service`: everything put together.
 """

@@ -47,6 +47,7 @@ from cluster.volumes.reference import new_write_id
 from cluster.volumes.sweep import SWEEP_AGE_S, SWEEP_PERIOD_S, Sweeper
 from cluster.volumes.volume import UNCONDITIONAL, Condition, Volume, VolumePage
 from cluster.volumes.volume_map import EMPTY_ROOT, Geometry, Root, lifted, stored_root
+from cluster.volumes.write_budget import WriteBudget
 from cluster.volumes.writer import WRITE_WINDOW
 from cluster.volumes.writing import Stores, Unfinished, Writing
 
@@ -78,6 +79,10 @@ class VolumeSettings:
 
     write_budget: int = 64 << 20
     """Of all requests' bodies on their way into chunks."""
+    slow_write_budget: int = 64 << 20
+    """Of those besides that come so slowly that others would wait for them."""
+    slow_body_s: float = 5.0
+    """A piece that its client has not sent in so long makes way for others: less than 840 KB/s at the default chunk size."""
     read_budget: int = 64 << 20
     """Of all requests' read-ahead; the first piece of each is not counted."""
     write_window: int = WRITE_WINDOW
@@ -105,8 +110,11 @@ class VolumeService:
     ) -> None:
         """``references``: those in this node's own store, which it sweeps; without them it doesn't."""
         self.settings = settings or VolumeSettings()
-        assert min(self.settings.write_budget, self.settings.read_budget) >= MAX_CHUNK_BYTES
-        self.write_budget = ByteBudget(self.settings.write_budget)
+        budgets = (self.settings.write_budget, self.settings.slow_write_budget, self.settings.read_budget)
+        assert min(budgets) >= MAX_CHUNK_BYTES
+        self.write_budget = WriteBudget(
+            self.settings.write_budget, self.settings.slow_write_budget, self.settings.slow_body_s
+        )
         self.read_budget = ByteBudget(self.settings.read_budget)
         self._chunks = chunks
         self._clock = clock

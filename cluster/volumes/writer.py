@@ -1,7 +1,7 @@
 """A body on its way into chunks: cut into pieces, stored a few at a time, entered into a map.
 
 Pieces end at multiples of the chunk size, so that a piece lies in one cell. A piece of zeroes is a hole: nothing is stored. At most
-`write_window` pieces of one request are in memory, the one being filled included, and all requests share a `ByteBudget`.
+`write_window` pieces of one request are in memory, the one being filled included, and all requests share a `WriteBudget`.
 The bytes are copied once, into the piece, and not at all when a block of the body is a whole piece.
 """
 
@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from cluster.errors import Invalid
-from cluster.volumes.byte_budget import ByteBudget
 from cluster.volumes.extent import Extent
 from cluster.volumes.first_error import first_error
 from cluster.volumes.map_builder import MapBuilder
 from cluster.volumes.ports import Buffer, Chunks
 from cluster.volumes.reference import data_referrer
+from cluster.volumes.write_budget import Reservation, WriteBudget
 
 WRITE_WINDOW = 4
 """Pieces of one request in memory: enough to keep disks and network busy while the next is received; 16 MiB at most."""
@@ -36,7 +36,7 @@ class BodyWriter:
     def __init__(
         self,
         chunks: Chunks,
-        budget: ByteBudget,
+        budget: WriteBudget,
         builder: MapBuilder,
         *,
         write: bytes,
@@ -55,8 +55,8 @@ class BodyWriter:
     async def store(self, body: AsyncIterator[bytes], start: int, length: int | None, limit: int) -> int:
         """Store the whole body at address ``start``; returns its length in bytes.
 
-        Raises Invalid when the body is shorter or longer than ``length``, or longer than ``limit``; what Chunks.put raises; and what the
-        body raises. Everything it began has ended when it returns or raises."""
+        Raises Invalid when the body is shorter or longer than ``length``, or longer than ``limit``, Busy when it comes too slowly for a
+        busy gateway; what Chunks.put raises; and what the body raises. Everything it began has ended when it returns or raises."""
         pieces = Pieces(body, start, length, limit, self._chunk_size, self._budget)
         try:
             if length is not None and 0 < length <= self._chunk_size - start % self._chunk_size:
@@ -116,7 +116,7 @@ class Pieces:
         length: int | None,
         limit: int,
         chunk_size: int,
-        budget: ByteBudget,
+        budget: WriteBudget,
     ) -> None:
         self.received = 0
         self._body = body
@@ -127,7 +127,7 @@ class Pieces:
         self._budget = budget
         self._block: memoryview = memoryview(b"")
         self._ended = False
-        self._reserved = 0
+        self._reserved: Reservation | None = None
 
     async def next(self) -> Piece | None:
         at = self._start + self.received
@@ -137,10 +137,9 @@ class Pieces:
         if target == 0 or not await self._fill_block():
             self._check_whole()
             return None
-        assert self._reserved == 0
-        await self._budget.take(target)
-        self._reserved = target
-        payload = await self._collect(target)
+        assert self._reserved is None
+        self._reserved = await self._budget.reserve(target)
+        payload = await self._collect(target, self._reserved)
         self.received += len(payload)
         if self._length is None and self.received > self._limit:
             raise too_long(self._limit)
@@ -148,8 +147,9 @@ class Pieces:
 
     def handed_over(self) -> Callable[[object], None]:
         """What gives back the budget of the newest piece; from now on the caller sees to it that it is called, once."""
-        reserved, self._reserved = self._reserved, 0
-        return lambda _: self._budget.give(reserved)
+        reserved, self._reserved = self._reserved, None
+        assert reserved is not None
+        return lambda _: reserved.give()
 
     async def expect_end(self) -> None:
         """Raises Invalid when the body is shorter than announced, or goes on."""
@@ -159,8 +159,9 @@ class Pieces:
 
     def close(self) -> None:
         """Give back what was not handed over."""
-        self._budget.give(self._reserved)
-        self._reserved = 0
+        if self._reserved is not None:
+            self._reserved.give()
+            self._reserved = None
 
     def _check_whole(self) -> None:
         if self._length is not None and self.received < self._length:
@@ -170,17 +171,18 @@ class Pieces:
                 announced=self._length,
             )
 
-    async def _collect(self, target: int) -> Buffer:
+    async def _collect(self, target: int, reserved: Reservation) -> Buffer:
         if len(self._block) >= target:
             payload, self._block = self._block[:target], self._block[target:]
             return payload
         piece = memoryview(bytearray(target))  # assigning to a bytearray's slice would copy twice
         filled = 0
-        while filled < target and await self._fill_block():
-            part = self._block[: target - filled]
-            piece[filled : filled + len(part)] = part
-            filled += len(part)
-            self._block = self._block[len(part) :]
+        async with reserved.filling():
+            while filled < target and await self._fill_block():
+                part = self._block[: target - filled]
+                piece[filled : filled + len(part)] = part
+                filled += len(part)
+                self._block = self._block[len(part) :]
         return piece[:filled]
 
     async def _fill_block(self) -> bool:

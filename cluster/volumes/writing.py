@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cluster.volumes.byte_budget import ByteBudget
 from cluster.volumes.head import Head
 from cluster.volumes.map_builder import MapBuilder
 from cluster.volumes.map_splice import spliced
@@ -19,6 +18,7 @@ from cluster.volumes.page_store import PageCache, WritePages
 from cluster.volumes.ports import Chunks
 from cluster.volumes.reclaim import Abandoned, Reclaimer
 from cluster.volumes.volume_map import Geometry, Root, lifted, stored_root
+from cluster.volumes.write_budget import WriteBudget
 from cluster.volumes.writer import WRITE_WINDOW, BodyWriter
 
 
@@ -74,7 +74,7 @@ class Stores:
     chunks: Chunks
     cache: PageCache
     reclaimer: Reclaimer
-    budget: ByteBudget
+    budget: WriteBudget
     leaf_extents: int
     window: int = WRITE_WINDOW
 
