@@ -311,12 +311,13 @@ class Holdfast:
         return await self._document("GET", "/v1/layout")
 
     async def plan_layout(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What the next layout would be and move. Changes nothing."""
+        """Stage `changes`, if any, and tell what the next layout would be and move. Applies nothing."""
         return await self._document("POST", "/v1/layout/plan", dict(changes or {}))
 
-    async def apply_layout(self, version: int) -> dict[str, Any]:
-        """Make the planned layout ``version`` the cluster's. `Conflict` when another version is due."""
-        return await self._once("/v1/layout/apply", {"version": version})
+    async def apply_layout(self, version: int, plan: str | None = None) -> dict[str, Any]:
+        """Make the planned layout ``version`` the cluster's. ``plan``: the fingerprint that `plan_layout` gave, so that no other plan of
+        this version is applied. `Conflict` when another is due."""
+        return await self._once("/v1/layout/apply", {"version": version} | ({} if plan is None else {"plan": plan}))
 
     async def abort_layout(self) -> dict[str, Any]:
         """Drop what is staged, or the change under way where it can still be taken back."""

@@ -204,11 +204,16 @@ class CoreView:
         if planned.version == current.version:
             return {"version": None, "lines": [f"layout {current.version} is in force and there is nothing to change"]}
         change = LayoutChange(current, planned, self._estimated_bytes(core, current))
-        return {"version": planned.version, **change.to_json(), "lines": list(change.lines())}
+        return {
+            "version": planned.version,
+            "plan": planned.fingerprint,
+            **change.to_json(),
+            "lines": list(change.lines()),
+        }
 
-    async def apply_layout(self, version: int) -> JsonObject:
+    async def apply_layout(self, version: int, plan: str | None) -> JsonObject:
         core = self._require()
-        await core.governor.apply(version)
+        await core.governor.apply(version, plan)
         return await self.layout()
 
     async def abort_layout(self) -> JsonObject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -70,14 +70,19 @@ def plan(
     changes = _changes(remove or [], capacity or [], zone or [], as_json=as_json)
     document = Session(endpoint, token_file, timeout, as_json).run(lambda holdfast: holdfast.plan_layout(changes))
     _show(document, as_json=as_json)
-    if not as_json and (version := plan_version(document)) is not None:
-        print_lines("", f"apply it with: holdfast layout apply {version}")
+    if not as_json and (planned := planned_in(document)) is not None:
+        print_lines("", f"apply it with: holdfast layout apply {planned}")
 
 
 @app.command("apply", epilog=EPILOG)
 def apply_plan(
-    version: Annotated[
-        int | None, typer.Argument(metavar="[VERSION]", help="The plan's version. Without it, the plan is shown first.")
+    wanted: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PLAN]",
+            help="As `holdfast layout plan` names it: 7-0c9f21ab. A version alone, such as 7, is whatever plan has that version now. "
+            "Without it, the plan is shown first.",
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     endpoint: Endpoint = None,
@@ -87,27 +92,31 @@ def apply_plan(
 ) -> None:
     """Make the staged plan the layout; data moves in the background while everything stays readable and writable.
 
+    A plan that has changed since it was shown, by another joiner or operator, is not applied.
+
     \b
     Examples:
-      holdfast layout apply 7
+      holdfast layout apply 7-0c9f21ab
       holdfast layout apply --yes
     """
     session = Session(endpoint, token_file, timeout, as_json)
-    if version is None:
-        planned = session.run(lambda holdfast: holdfast.plan_layout())
-        version = plan_version(planned)
-        if version is None:
+    if wanted is not None:
+        plan = _plan(wanted, as_json=as_json)
+    else:
+        document = session.run(lambda holdfast: holdfast.plan_layout())
+        found = planned_in(document)
+        if found is None:
             fail(Invalid("there is nothing to apply: no change is staged"), as_json=as_json)
+        plan = found
         if not yes:
             if as_json or not sys.stdin.isatty():
-                fail(Invalid(f"say which plan: `holdfast layout apply {version}`, or --yes"), as_json=as_json)
-            _show(planned, as_json=False)
-            typer.confirm(f"Apply layout {version}?", abort=True, err=True)
-    wanted = version
-    document = session.run(lambda holdfast: holdfast.apply_layout(wanted))
+                fail(Invalid(f"say which plan: `holdfast layout apply {plan}`, or --yes"), as_json=as_json)
+            _show(document, as_json=False)
+            typer.confirm(f"Apply layout {plan.version}?", abort=True, err=True)
+    document = session.run(lambda holdfast: holdfast.apply_layout(plan.version, plan.fingerprint))
     _show(document, as_json=as_json)
     if not as_json:
-        print_note(f"layout {wanted} is applied; follow it with `holdfast layout show`")
+        print_note(f"layout {plan.version} is applied; follow it with `holdfast layout show`")
 
 
 @app.command(epilog=EPILOG)
@@ -124,12 +133,30 @@ def abort(
     _show(document, as_json=as_json)
 
 
-def plan_version(document: dict[str, Any]) -> int | None:
-    """The version that a plan would have, None when the document plans nothing."""
-    for candidate in (document, document.get("plan"), document.get("staged")):
-        if isinstance(candidate, dict) and isinstance(candidate.get("version"), int):
-            return int(candidate["version"])
-    return None
+class Planned(NamedTuple):
+    """Which plan: the version it would get, and its fingerprint; any plan of that version without one."""
+
+    version: int
+    fingerprint: str | None
+
+    def __str__(self) -> str:
+        return f"{self.version}-{self.fingerprint}" if self.fingerprint else str(self.version)
+
+
+def planned_in(document: dict[str, Any]) -> Planned | None:
+    """The plan in the server's answer, None when there is nothing to change."""
+    version, fingerprint = document.get("version"), document.get("plan")
+    if not isinstance(version, int):
+        return None
+    return Planned(version, fingerprint if isinstance(fingerprint, str) else None)
+
+
+def _plan(text: str, *, as_json: bool) -> Planned:
+    """The plan of that name, as a user types it."""
+    version, _, fingerprint = text.partition("-")
+    if not (version.isascii() and version.isdigit()):
+        fail(Invalid(f"{text!r} is no plan: `holdfast layout plan` names it, such as 7-0c9f21ab"), as_json=as_json)
+    return Planned(int(version), fingerprint or None)
 
 
 def _show(document: dict[str, Any], *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from cluster.doors.clock import Clock
 from cluster.doors.offload import Offload
@@ -92,7 +93,9 @@ class Governor:
         return {name: member for name, member in self._members().items() if member.usable and name not in known}
 
     async def stage(self, changes: list[StagedChange]) -> LayoutState:
-        """Record wishes for the next plan. Raises Invalid for a node that is neither in the layout nor there."""
+        """Record wishes for the next plan. Raises Invalid for a node that is neither in the layout nor there, and when no layout can be
+        planned with them: then nothing is staged. Raises Conflict while a change is under way, whose copying a new epoch would begin
+        again."""
         state = self._installed.require()
         for change in changes:
             member = self._members().get(change.name)
@@ -100,7 +103,11 @@ class Governor:
                 raise Invalid(
                     f"there is no node {change.name!r} in the layout; `holdfast nodes` lists them", field="name"
                 )
-        return await self._decide(lambda agreed: agreed.stage(changes, self._write_id()))
+        agreed = await self._agreed()
+        agreed.require_no_change()
+        wished = agreed.stage(changes, self._write_id())
+        await self._plan(wished, self._wanted(wished))
+        return await self._replace(agreed, wished)
 
     async def plan(self) -> tuple[Layout, Layout]:
         """The layout in force and the one that applying would begin. Equal versions: there is nothing to change."""
@@ -109,18 +116,20 @@ class Governor:
         layout = await self._plan(state, wanted)
         return state.current, layout if layout.nodes != state.current.nodes else state.current
 
-    async def apply(self, version: int) -> LayoutState:
-        """Begin the change to the plan with this version. Raises Conflict while another change is under way, and when the plan is
-        another one by now."""
+    async def apply(self, version: int, fingerprint: str | None = None) -> LayoutState:
+        """Begin the change to the plan with this version, and with this fingerprint if one is given: plans of one version follow one
+        another with every joiner and every wish. Raises Conflict while another change is under way, and when the plan is another
+        one by now."""
         agreed = await self._agreed()
         agreed.require_no_change()
         layout = await self._plan(agreed, self._wanted(agreed))
         if layout.nodes == agreed.current.nodes:
             raise Conflict("there is nothing to apply: the plan is the layout in force")
-        if layout.version != version:
+        if layout.version != version or fingerprint not in (None, layout.fingerprint):
             raise Conflict(
-                f"the plan is now version {layout.version}, not {version}: look at it again before you apply it",
+                f"the plan is version {layout.version}-{layout.fingerprint} by now: look at it again before you apply it",
                 version=layout.version,
+                plan=layout.fingerprint,
             )
         return await self._replace(agreed, agreed.begin(layout, self._write_id()))
 
@@ -177,10 +186,9 @@ class Governor:
             if name not in candidates and not change.remove and name in members:
                 candidates[name] = layout_node(members[name])
         for name, node in candidates.items():
-            change = staged.get(name, StagedChange(name))
-            if not change.remove:
-                zone, capacity = change.zone or node.zone, change.capacity or node.capacity
-                wanted.append(LayoutNode(name, zone, capacity, node.host, node.port))
+            wish = staged.get(name)
+            if wish is None or not wish.remove:
+                wanted.append(_as_wished(node, wish))
         if not wanted:
             raise Invalid("a layout needs at least one node")
         return sorted(wanted, key=lambda node: node.name)
@@ -231,9 +239,15 @@ class Governor:
             await self._installed.refresh(newest.name)
 
     async def _take_in(self, state: LayoutState) -> None:
-        """Apply joiners once they have been there for a while: all of them with ``auto_layout``, else those that were moved out only
-        because they were dead."""
-        joiners = tuple(name for name in sorted(self.joiners()) if self._auto_layout or name in state.outed)
+        """Take joiners in once they have been there for a while: all of them with ``auto_layout``, else those that were moved out only
+        because they were dead. What is staged about others stays so until an operator applies it."""
+        wishes = {change.name: change for change in state.staged}
+        there = {
+            name: _as_wished(layout_node(member), wishes.get(name))
+            for name, member in self.joiners().items()
+            if (self._auto_layout or name in state.outed) and not (name in wishes and wishes[name].remove)
+        }
+        joiners = tuple(sorted(there))
         now = self._clock.monotonic()
         if joiners != self._joiners:
             self._joiners, self._joiners_since = joiners, now
@@ -241,11 +255,8 @@ class Governor:
             return
         if now - self._joiners_since < SETTLE_S:
             self.waiting_for = f"{', '.join(joiners)} to settle before they are taken in"
-        elif self._auto_layout:
-            await self.apply(state.current.version + 1)
         else:
-            back = [layout_node(self.joiners()[name]) for name in joiners]
-            await self._begin_unasked(state, [*state.current.nodes, *back])
+            await self._begin_unasked(state, [*state.current.nodes, *there.values()])
 
     def _dead(self, state: LayoutState) -> dict[str, bool]:
         """The members that are dead, and whether for long, counted from no earlier than the present epoch."""
@@ -318,3 +329,10 @@ class Governor:
 
     def _write_id(self) -> bytes:
         return self._rng.randbytes(WRITE_ID_BYTES)
+
+
+def _as_wished(node: LayoutNode, change: StagedChange | None) -> LayoutNode:
+    """The node with the zone and capacity that an operator wants it to have. Raises Invalid."""
+    if change is None:
+        return node
+    return replace(node, zone=change.zone or node.zone, capacity=change.capacity or node.capacity)

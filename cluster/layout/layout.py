@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgpack
 from blake3 import blake3
 
 from cluster.errors import Invalid
@@ -131,6 +132,11 @@ class Layout:
     def partitions(self) -> int:
         """How many partitions there are."""
         return 1 << self.partition_bits
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits that tell two layouts of one version apart: its nodes and who holds what."""
+        return blake3(msgpack.packb(self.to_wire())).hexdigest(length=4)
 
     @property
     def replicas_per_partition(self) -> int:

@@ -56,12 +56,13 @@ class ClusterRoutes:
         return json_answer(await self._cluster.plan_layout(staged))
 
     async def apply(self, request: ApiRequest) -> web.Response:
-        """``{"version": N}``: the version of the plan that was read, so that no other is applied by mistake."""
+        """``{"version": N, "plan"?: FINGERPRINT}``, both as the plan that was read has them, so that no other is applied by mistake."""
         Fields.of_query(request.raw_query).finish()
         fields = Fields.of_json(await request.json_object())
         version = fields.required_integer("version", minimum=1, maximum=LARGEST_VERSION)
+        plan = fields.string("plan")
         fields.finish()
-        return json_answer(await self._cluster.apply_layout(version))
+        return json_answer(await self._cluster.apply_layout(version, plan))
 
     async def abort(self, request: ApiRequest) -> web.Response:
         Fields.of_query(request.raw_query).finish()

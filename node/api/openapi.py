@@ -331,7 +331,17 @@ def _schemas() -> Json:
             "name",
             closed=True,
         ),
-        "LayoutVersion": _object({"version": version}, "version", closed=True),
+        "LayoutVersion": _object(
+            {
+                "version": version,
+                "plan": {
+                    **_STRING,
+                    "description": "Of the plan that was read: 409 when the plan has changed since. Without it, any plan of the version",
+                },
+            },
+            "version",
+            closed=True,
+        ),
         **_repair_schemas(),
         "Problem": _object(
             {

@@ -95,8 +95,8 @@ class ClusterView(Protocol):
     async def plan_layout(self, stage: Sequence[StagedNode]) -> JsonObject:
         """Stage the changes (none: those staged already) and answer what applying them would do."""
 
-    async def apply_layout(self, version: int) -> JsonObject:
-        """Make the plan with this version the layout; Conflict when another plan has taken its place."""
+    async def apply_layout(self, version: int, plan: str | None) -> JsonObject:
+        """Make the plan with this version, and this fingerprint unless None, the layout; Conflict when another has taken its place."""
 
     async def abort_layout(self) -> JsonObject:
         """Drop what is staged, or stop a change under way."""

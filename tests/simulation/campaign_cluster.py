@@ -94,8 +94,8 @@ class CampaignCluster(WholeCluster):
         governor: Any = core.governor
         apply, abort = governor.apply, governor.abort
 
-        async def applied(version: int) -> LayoutState:
-            state: LayoutState = await apply(version)
+        async def applied(version: int, fingerprint: str | None = None) -> LayoutState:
+            state: LayoutState = await apply(version, fingerprint)
             self.removed.update(set(state.excluded).difference(node.name for node in state.layouts()[-1].nodes))
             return state
 

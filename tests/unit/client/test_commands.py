@@ -236,7 +236,7 @@ def test_cluster_and_layout(run: Run, served: FakeCluster) -> None:
             "current": {"version": 3, "nodes": [{"name": "n1", "capacity": 500 << 30, "partitions": 7}]},
             "staged": None,
         },
-        "/v1/layout/plan": {"version": 4, "lines": ["n6 joins", "17 % of the data moves"]},
+        "/v1/layout/plan": {"version": 4, "plan": "c0ffee00", "lines": ["n6 joins", "17 % of the data moves"]},
         "/v1/layout/apply": {"version": 4},
         "/v1/layout/abort": {},
     }
@@ -254,14 +254,20 @@ def test_cluster_and_layout(run: Run, served: FakeCluster) -> None:
         "n6 joins",
         "17 % of the data moves",
         "",
-        "apply it with: holdfast layout apply 4",
+        "apply it with: holdfast layout apply 4-c0ffee00",
     ]
     staged = [{"name": "n3", "remove": True}, {"name": "n1", "capacity": 500 << 30, "zone": "z"}]
     assert served.posted == [("/v1/layout/plan", {"stage": staged})]
+    for wanted in ("x", "4c", "-c0ffee00"):
+        assert run("layout", "apply", "--", wanted).exit_code == 2
+    assert len(served.posted) == 1
     assert run("layout", "apply", "4").exit_code == 0
     assert served.posted[-1] == ("/v1/layout/apply", {"version": 4})
+    assert run("layout", "apply", "4-c0ffee01").exit_code == 0
+    assert served.posted[-1] == ("/v1/layout/apply", {"version": 4, "plan": "c0ffee01"})
     assert run("layout", "apply").exit_code == 2  # nobody to ask
     assert run("layout", "apply", "--yes", "--json").exit_code == 0
+    assert served.posted[-1] == ("/v1/layout/apply", {"version": 4, "plan": "c0ffee00"})
     assert run("layout", "abort", "--json").exit_code == 0
     served.documents["/v1/layout/plan"] = {}
     assert run("layout", "apply", "--yes").exit_code == 2

@@ -121,7 +121,7 @@ async def test_a_node_that_starts_sends_everybody_to_another_one() -> None:
     store = cast("ChunkStore", SimpleNamespace(statistics=lambda: SimpleNamespace(**STORE)))
     view = CoreView(lambda: None, store, (), CoreRepairView(lambda: None, lambda: None))
     calls = (view.status(), view.nodes(), view.layout(), view.jobs())
-    for call in (*calls, view.plan_layout([]), view.apply_layout(1), view.abort_layout()):
+    for call in (*calls, view.plan_layout([]), view.apply_layout(1, None), view.abort_layout()):
         with pytest.raises(NotReady, match="ask another") as caught:
             await call
         assert (status_of(caught.value), caught.value.retryable) == (503, True)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from cluster.errors import Conflict, HoldfastError, QuorumUnavailable
+from cluster.errors import Conflict, HoldfastError, Invalid, QuorumUnavailable
 from cluster.governance.attestation import Attestation
 from cluster.governance.state import StagedChange
 from cluster.register.key import RegisterKey
@@ -289,6 +289,63 @@ def test_a_node_is_removed_and_its_data_moves() -> None:
         assert cluster["n2"].installed.require().excluded == ("n5",)
         await cluster.machines["n5"].kill()
         await check(cluster, data, "n1", "n2", "n3", "n4")
+
+    play(scenario)
+
+
+def test_only_the_plan_that_was_read_is_applied() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        governor = cluster["n1"].governor
+        await governor.stage(
+            [StagedChange("n5", capacity=2 * cluster["n1"].installed.require().current.nodes[0].capacity)]
+        )
+        _, read = await governor.plan()
+        await cluster["n2"].governor.stage([StagedChange("n5", remove=True)])
+        _, other = await governor.plan()
+        assert read.version == other.version
+        with pytest.raises(Conflict, match=other.fingerprint):
+            await governor.apply(read.version, read.fingerprint)
+        assert cluster["n1"].installed.require().next is None
+        state = await cluster["n3"].governor.apply(other.version, other.fingerprint)
+        assert state.next == other
+
+    play(scenario)
+
+
+def test_wishes_that_no_plan_can_meet_are_not_staged_and_none_are_during_a_change() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        governor = cluster["n1"].governor
+        before = cluster["n1"].installed.require()
+        for wrong in (
+            [StagedChange("n5", zone="No Zone")],
+            [StagedChange(f"n{number}", remove=True) for number in range(1, 6)],
+        ):
+            with pytest.raises(Invalid):
+                await governor.stage(wrong)
+            assert cluster["n1"].installed.require() == before
+        await governor.stage([StagedChange("n5", remove=True)])
+        _, plan = await governor.plan()
+        under_way = await governor.apply(plan.version, plan.fingerprint)
+        with pytest.raises(Conflict, match="still being filled"):
+            await governor.stage([StagedChange("n4", remove=True)])
+        assert cluster["n1"].installed.require() == under_way
+
+    play(scenario)
+
+
+def test_a_joiner_that_is_taken_in_by_itself_does_not_apply_what_is_only_planned() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        await cluster["n1"].governor.stage([StagedChange("n5", remove=True), StagedChange("n4", zone="attic")])
+        cluster.add("n6").start()
+        await cluster.until(
+            lambda: cluster["n1"].installed.require().current.version == 2 and cluster.settled(), "layout 2"
+        )
+        state = cluster["n1"].installed.require()
+        assert [node.name for node in state.current.nodes] == ["n1", "n2", "n3", "n4", "n5", "n6"]
+        assert [change.name for change in state.staged] == ["n4", "n5"]
+        assert "attic" not in {node.zone for node in state.current.nodes}
+        _, plan = await cluster["n2"].governor.plan()
+        assert [node.name for node in plan.nodes] == ["n1", "n2", "n3", "n4", "n6"]
 
     play(scenario)
 

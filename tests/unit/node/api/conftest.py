@@ -202,8 +202,8 @@ class FakeCluster:
         self.calls.append(list(stage))
         return {"version": 2}
 
-    async def apply_layout(self, version: int) -> JsonObject:
-        self.calls.append(version)
+    async def apply_layout(self, version: int, plan: str | None) -> JsonObject:
+        self.calls.append((version, plan))
         return {"version": version}
 
     async def abort_layout(self) -> JsonObject:

@@ -29,12 +29,14 @@ async def test_plan_apply_abort(http: Harness) -> None:
     stage = [{"name": "n1", "zone": "z", "capacity": 10}, {"name": "n2", "remove": True}]
     assert (await http.json("POST", "/v1/layout/plan", {"stage": stage})).json == {"version": 2}
     assert (await http.json("POST", "/v1/layout/apply", {"version": 2})).json == {"version": 2}
+    assert (await http.json("POST", "/v1/layout/apply", {"version": 2, "plan": "c0ffee00"})).status == 200
     assert (await http.request("POST", "/v1/layout/abort")).status == 200
     assert http.cluster.calls == [
         [],
         [],
         [StagedNode("n1", "z", 10), StagedNode("n2", remove=True)],
-        2,
+        (2, None),
+        (2, "c0ffee00"),
         "abort",
     ]
 
@@ -52,6 +54,7 @@ async def test_plan_apply_abort(http: Harness) -> None:
         ("apply", {}, "version"),
         ("apply", {"version": 0}, "version"),
         ("apply", {"version": "2"}, "version"),
+        ("apply", {"version": 2, "plan": 1}, "plan"),
         ("abort", {"version": 2}, "version"),
     ],
 )
