@@ -53,6 +53,8 @@ LONGEST_S = 1 << 31
 
 _DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("console", "json")
 
@@ -88,6 +90,10 @@ class Settings:
     api_token_file: str | None = _setting("file with the token that the API asks for")
     allow_anonymous: str | None = _setting(
         "serve the API beyond loopback without a token: true or false (default false)"
+    )
+    api_hosts: str | None = _setting(
+        "names with a dot under which clients may ask an API without a token, separated by commas; *.example.org for all below, * for any "
+        "(default: the host's name and the one to advertise). Web pages could use others to get past a browser"
     )
     chunk_grace_s: str | None = _setting("seconds a chunk without references is kept (default 3600)")
     retired_grace_s: str | None = _setting(
@@ -163,6 +169,7 @@ class Config:
     auto_layout: bool
     api_token: str | None = field(repr=False)
     allow_anonymous: bool
+    api_hosts: tuple[str, ...]
     chunk_grace_s: float
     retired_grace_s: float
     reserve: int | None
@@ -257,6 +264,7 @@ def check(settings: Settings) -> Config:
         auto_layout=_boolean(settings.auto_layout, "auto_layout"),
         api_token=token,
         allow_anonymous=anonymous,
+        api_hosts=_hosts(settings.api_hosts, advertise_host),
         chunk_grace_s=float(_integer(settings.chunk_grace_s, "chunk_grace_s", 0, 1 << 31, 3600)),
         retired_grace_s=_seconds(settings.retired_grace_s, "retired_grace_s", 0, RETIRED_GRACE_S),
         reserve=None if settings.reserve is None else _integer(settings.reserve, "reserve", 0, 1 << 62, 0),
@@ -364,6 +372,18 @@ def _advertised(text: str | None, peer_host: str, peer_port: int) -> tuple[str, 
     if ":" in text.strip("[]") and not text.endswith("]") and text.rpartition(":")[2].isdecimal():
         return _address(text, "advertise")
     return text.strip("[]"), peer_port
+
+
+def _hosts(text: str | None, advertise_host: str) -> tuple[str, ...]:
+    if text is None:
+        return (socket.gethostname(), advertise_host)
+    hosts = tuple(part.strip() for part in text.split(",") if part.strip())
+    for host in hosts:
+        if host != "*" and not _HOST.fullmatch(host):
+            raise Invalid(
+                f"api_hosts are names such as n1.example.org or *.example.org, not {host!r}", field="api_hosts"
+            )
+    return hosts
 
 
 def _integer(text: str | None, name: str, least: int, most: int, default: int) -> int:

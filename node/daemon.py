@@ -29,7 +29,7 @@ from cluster.peer.settings import PeerSettings
 from cluster.volumes.service import VolumeSettings
 from node import open_files
 from node.api.app import Api
-from node.api.auth import BearerToken
+from node.api.auth import ApiHosts, BearerToken
 from node.api.metrics import Metrics
 from node.api.server import ApiServer
 from node.belonging import DirectoryBelonging
@@ -164,6 +164,7 @@ class Daemon:
                 repair=repair,
                 metrics=metrics,
                 token=token,
+                hosts=ApiHosts(config.api_hosts),
                 release=version("holdfast"),
             )
             server = ApiServer(api, max_connections)

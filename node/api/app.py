@@ -17,7 +17,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from cluster.errors import Conflict, HoldfastError, NotReady
-from node.api.auth import BearerToken, check_not_cross_site
+from node.api.auth import ApiHosts, BearerToken, check_not_cross_site
 from node.api.cluster_routes import ClusterRoutes
 from node.api.data_routes import SERVER, DataRoutes
 from node.api.health import Health
@@ -49,6 +49,7 @@ class Api:
         repair: RepairView,
         metrics: Metrics,
         token: BearerToken | None,
+        hosts: ApiHosts,
         release: str,
     ) -> None:
         self.router = Router()
@@ -57,6 +58,7 @@ class Api:
         """Set while the node stops: new requests are sent elsewhere with 503, those under way are finished."""
         self._counters = metrics.requests
         self._token = token
+        self._hosts = hosts
         self._idle = asyncio.Event()
         self._idle.set()
         VolumeRoutes(volumes, repair.passes).add_to(self.router)
@@ -112,7 +114,9 @@ class Api:
             if self.draining and route.template != "/healthz":
                 raise NotReady("This node is shutting down; ask another one")
             headers = request.headers
-            check_not_cross_site(request.method, headers.get("Sec-Fetch-Site"))
+            check_not_cross_site(
+                request.method, headers.get("Sec-Fetch-Site"), headers.get(hdrs.ORIGIN), headers.get(hdrs.HOST)
+            )
             if (expectation := headers.get(hdrs.EXPECT)) is not None:
                 request.check_expectation(expectation)
             return await route.handler(request)
@@ -141,7 +145,7 @@ class Api:
         log.info("client_gone", method=request.method, route=request.template, received=request.bytes_received)
 
     def _route(self, request: ApiRequest) -> Route:
-        """The route of a request that may take it. Raises Unauthorized before it tells which paths exist."""
+        """The route of a request that may take it. Raises Unauthorized, or RefusalError, before it tells which paths exist."""
         target = request.raw_path
         if not target.startswith("/"):  # absolute-form, as sent to proxies
             target = request.rel_url.raw_path_qs
@@ -159,3 +163,5 @@ class Api:
     def _authorize(self, request: ApiRequest) -> None:
         if self._token is not None:
             self._token.check(request.headers.get(hdrs.AUTHORIZATION))
+        else:
+            self._hosts.check(request.headers.get(hdrs.HOST))

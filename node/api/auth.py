@@ -1,4 +1,5 @@
-"""Who may talk to the API: a Bearer token compared in constant time, and the rule about where to listen without one.
+"""Who may talk to the API: a Bearer token compared in constant time; and without one, the rules about where to listen and which web pages
+must not speak through a browser that reaches it.
 
 The token is a secret: it is kept as its digest here and never appears in a message, a log or a repr.
 """
@@ -8,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
+from collections.abc import Iterable
 
 from cluster.errors import Invalid, Unauthorized
+from node.api.problem import RefusalError
 
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+_PORT = re.compile(r":[0-9]*$")
 
 
 class BearerToken:
@@ -37,14 +42,57 @@ class BearerToken:
             raise Unauthorized("The Bearer token is not this cluster's api_token")
 
 
-def check_not_cross_site(method: str, fetch_site: str | None) -> None:
+def check_not_cross_site(method: str, fetch_site: str | None, origin: str | None, host: str | None) -> None:
     """Refuse a change that a web page of another site asks a browser for.
 
     A node without a token on loopback trusts whoever is on the machine; that must not include every page open in its browser.
-    Browsers say where a request comes from in Sec-Fetch-Site; other clients don't send it. Raises Unauthorized.
+    Browsers say where a request comes from in Sec-Fetch-Site, but only to https and loopback, and in Origin, to anybody; other clients
+    send neither. The host of the ``origin`` must be the one that is asked. Raises Unauthorized.
     """
-    if fetch_site is not None and method not in _SAFE_METHODS and fetch_site.lower() not in ("same-origin", "none"):
+    if method in _SAFE_METHODS:
+        return
+    foreign = fetch_site is not None and fetch_site.lower() not in ("same-origin", "none")
+    if origin is not None:  # "null" too: a page that hides where it comes from
+        foreign = foreign or host is None or origin.lower().partition("://")[2] != host.lower()
+    if foreign:
         raise Unauthorized("Changes asked for by a web page of another site are refused")
+
+
+class ApiHosts:
+    """The names under which an API without a token may be asked.
+
+    A web page can give its own name this machine's address (DNS rebinding), and is then of one site with the API in the eyes of its
+    browser. It can't do that with an address, nor with a name without a dot, which no registry sells; other names must be known:
+    ``configured`` ones, where ``*.example.org`` stands for all below it and ``*`` for any.
+    """
+
+    __slots__ = ("_any", "_names", "_suffixes")
+
+    def __init__(self, configured: Iterable[str]) -> None:
+        names = [name.lower().rstrip(".") for name in configured]
+        self._any = "*" in names
+        self._names = {name for name in names if "*" not in name}
+        self._suffixes = (".localhost", *(name[1:] for name in names if name.startswith("*.")))
+
+    def check(self, host: str | None) -> None:
+        """``host``: the Host header; clients that send none are no browsers. Raises RefusalError with 421."""
+        if host is None or self._any:
+            return
+        name = host.rpartition(":")[0] if _PORT.search(host) else host
+        name = name.lower().rstrip(".")
+        if "." not in name or name in self._names or name.endswith(self._suffixes):
+            return
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            raise RefusalError(
+                Invalid(
+                    f"This API needs no token and does not know itself as {name[:255]!r}: ask for it by its address, "
+                    "set `api_hosts` to the names it has, or set a token",
+                    field="Host",
+                ),
+                421,
+            ) from None
 
 
 def check_listen_address(host: str, *, has_token: bool, allow_anonymous: bool) -> None:

@@ -124,7 +124,7 @@ def _create_volume() -> Json:
         "Create a volume; it reads as zeroes and takes no space",
         "volumes",
         {"201": _volume_response("Created", {"Location": _header("The volume's path")})},
-        *(400, 409, 413, 415),
+        *(400, 409, 413, 415, 501),
         body=_json_body("NewVolume"),
     )
 
@@ -146,7 +146,7 @@ def _resize_volume() -> Json:
         "Make a volume larger; what is added reads as zeroes",
         "volumes",
         {"200": _volume_response("The volume with its new size")},
-        *(400, 404, 412, 413, 415),
+        *(400, 404, 412, 413, 415, 501),
         parameters=_write_conditions(),
         body=_json_body("VolumeChange"),
     )
@@ -213,7 +213,7 @@ def _write_data() -> Json:
                 "The volume did not exist and was created", {"Location": _header("The volume's path")}
             ),
         },
-        *(400, 404, 408, 411, 412, 415, 416, 417, 507),
+        *(400, 404, 408, 411, 412, 415, 416, 417, 501, 507),
         parameters=[
             _in_header(
                 "Content-Range",
@@ -239,7 +239,7 @@ def _plan_layout() -> Json:
         "Stage changes, and see what applying them would do",
         "layout",
         {"200": _json("The plan", {"type": "object"})},
-        *(400, 409, 413, 415),
+        *(400, 409, 413, 415, 501),
         body=_json_body("LayoutStage", required=False),
     )
 
@@ -250,7 +250,7 @@ def _apply_layout() -> Json:
         "Apply the plan with this version",
         "layout",
         {"200": _json("The layout that is now being filled", {"type": "object"})},
-        *(400, 409, 413, 415),
+        *(400, 409, 413, 415, 501),
         body=_json_body("LayoutVersion"),
     )
 
@@ -290,7 +290,7 @@ def _run_repair() -> Json:
 
 def _control_repair(operation_id: str, summary: str, **more: Any) -> Json:
     answer = _json("What each node did, and why one did not", _ref("RepairControl"))
-    return _operation(operation_id, summary, "repair", {"200": answer}, *(400, 413, 415), **more)
+    return _operation(operation_id, summary, "repair", {"200": answer}, *(400, 413, 415, 501), **more)
 
 
 def _metrics() -> Json:
@@ -488,7 +488,7 @@ def _size() -> Json:
 
 _PROBLEMS = {
     400: "The request is not valid; `field` names what is wrong",
-    401: "The Bearer token is missing or wrong",
+    401: "The Bearer token is missing or wrong, or a web page of another site asks for a change",
     404: "There is no such volume",
     408: "The body stopped coming",
     409: "It exists, or something changed meanwhile",
@@ -498,7 +498,9 @@ _PROBLEMS = {
     415: "The body is of a type or encoding that is not taken",
     416: "The range lies outside the volume; Content-Range tells its size",
     417: "The expectation can't be met",
+    421: "An API without a token is asked under a name that is not in its `api_hosts`",
     500: "An internal error, or content of which no good copy is left",
+    501: "The body has a transfer coding other than chunked",
     503: "Too few nodes answer, the outcome is unknown, or the node is not ready; Retry-After says when to try again",
     507: "No space left",
 }
@@ -510,7 +512,7 @@ def _operation(
     tag: str,
     answers: Json,
     *problems: int,
-    always: tuple[int, ...] = (401, 500, 503),
+    always: tuple[int, ...] = (401, 421, 500, 503),
     **more: Any,
 ) -> Json:
     body = more.pop("body", None)
@@ -534,7 +536,7 @@ def _view(operation_id: str, summary: str, tag: str, *problems: int) -> Json:
         tag,
         {"200": _json(summary, {"type": "object"})},
         *problems,
-        always=() if problems else (400, 401, 500, 503),
+        always=() if problems else (400, 401, 421, 500, 503),
     )
 
 

@@ -146,7 +146,10 @@ async def test_changes_are_applied_by_hand(make_cluster: MakeCluster) -> None:
             answer = await gateway.ask("POST", "/v1/layout/apply", json={"version": wrong})
             assert "version 2" in answer.problem(409, "conflict")["detail"]
         other = {"version": 2, "plan": "0" * 8}
-        assert plan["plan"] in (await gateway.ask("POST", "/v1/layout/apply", json=other)).problem(409, "conflict")["detail"]
+        assert (
+            plan["plan"]
+            in (await gateway.ask("POST", "/v1/layout/apply", json=other)).problem(409, "conflict")["detail"]
+        )
         status = await gateway.document("/v1/cluster")
         assert any("n4 waits" in line for line in status["attention"]), status
         assert (await gateway.document("/v1/layout"))["current"]["version"] == 1

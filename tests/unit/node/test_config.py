@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,11 @@ def test_defaults_are_safe() -> None:
     assert SECRET not in repr(config)
 
 
+def test_the_names_of_an_open_api() -> None:
+    assert load(["--advertise", "n1.example.org"], BASE).api_hosts == (socket.gethostname(), "n1.example.org")
+    assert load(["--api-hosts", "*.example.org, *"], BASE).api_hosts == ("*.example.org", "*")
+
+
 def test_a_secret_file_takes_the_place_of_a_secret_from_a_lower_layer(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text("another secret of length\n")
@@ -57,6 +63,7 @@ def test_a_secret_file_takes_the_place_of_a_secret_from_a_lower_layer(tmp_path: 
         (["--api", "7480"], "api"),
         (["--peer", "127.0.0.1:99999"], "peer"),
         (["--name", "Not A Name"], "name"),
+        (["--api-hosts", "n1.example.org,http://n2"], "api_hosts"),
         (["--zone", "-"], "zone"),
         (["--join", "host"], "join"),
         (["--bootstrap-expect", "-1"], "bootstrap_expect"),

@@ -15,7 +15,7 @@ import pytest
 from cluster.errors import Conflict, HoldfastError, Invalid, NotFound
 from cluster.volumes.volume import UNCONDITIONAL, Condition, Volume, VolumePage
 from node.api.app import Api
-from node.api.auth import BearerToken
+from node.api.auth import ApiHosts, BearerToken
 from node.api.metrics import Metrics
 from node.api.ports import JsonObject, StagedNode
 from node.api.server import MAX_CONNECTIONS, ApiServer
@@ -329,7 +329,7 @@ class Harness:
         """One request with exact headers (underscores in their names stand for hyphens)."""
         headers.update(given or {})
         connection = on or await self.connect()
-        lines = [f"{method} {target} HTTP/1.1", "Host: node"]
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {headers.pop('Host', 'node')}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
@@ -357,6 +357,7 @@ async def start(token: str | None, max_connections: int = MAX_CONNECTIONS) -> Ha
         repair=repair,
         metrics=metrics,
         token=BearerToken(token) if token is not None else None,
+        hosts=ApiHosts(("n1.example.org",)),
         release="0.0.test",
     )
     server = ApiServer(api, max_connections)

@@ -22,6 +22,7 @@ from cluster.register.key import RegisterKey
 from cluster.rpc.message import Buffer
 from cluster.volumes.service import VolumeService
 from node.api.app import Api
+from node.api.auth import ApiHosts
 from node.api.metrics import Metrics
 from node.api.ports import Volumes
 from node.api.server import ApiServer
@@ -106,7 +107,15 @@ async def real(http: Harness) -> AsyncIterator[Harness]:
     """The harness, its server replaced by one over a real service."""
     service = VolumeService(MemoryRegisters(), MemoryChunks(), SystemClock(), random.Random(1), node_count=lambda: 5)
     volumes: Volumes = service  # the type checker's word that the service meets the port
-    api = Api(volumes=volumes, cluster=http.cluster, repair=http.repair, metrics=Metrics(), token=None, release="1")
+    api = Api(
+        volumes=volumes,
+        cluster=http.cluster,
+        repair=http.repair,
+        metrics=Metrics(),
+        token=None,
+        hosts=ApiHosts(()),
+        release="1",
+    )
     server = ApiServer(api)
     await server.start("127.0.0.1", 0)
     fake, http.server = http.server, server
@@ -260,7 +269,15 @@ async def test_a_change_whose_client_broke_off_is_not_made(http: Harness, breaks
             condition_checked.set()
 
     service._change = watched  # type: ignore[method-assign, assignment]  # to know when it is over
-    api = Api(volumes=service, cluster=http.cluster, repair=http.repair, metrics=Metrics(), token=None, release="1")
+    api = Api(
+        volumes=service,
+        cluster=http.cluster,
+        repair=http.repair,
+        metrics=Metrics(),
+        token=None,
+        hosts=ApiHosts(()),
+        release="1",
+    )
     server = ApiServer(api)
     await server.start("127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
