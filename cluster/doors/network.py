@@ -29,6 +29,9 @@ class Network(Protocol):
     async def connect(self, factory: Callable[[], P], host: str, port: int) -> P:
         """A connected protocol. Raises OSError when the peer can't be reached."""
 
+    async def addresses(self, host: str) -> Sequence[str]:
+        """All that ``host`` stands for, each to be given to `connect`: a name may be that of many machines. Raises OSError."""
+
     async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
         """Accept connections on ``host:port``. Raises OSError when the address can't be bound."""
 
@@ -61,7 +64,7 @@ class TcpNetwork:
     async def connect(self, factory: Callable[[], P], host: str, port: int) -> P:
         loop = asyncio.get_running_loop()
         failure = OSError(f"{host} has no address")
-        for address in (host,) if self._names is None else await self._names.addresses(host):
+        for address in await self.addresses(host):
             try:
                 _, protocol = await loop.create_connection(factory, address, port)
             except OSError as error:
@@ -69,6 +72,9 @@ class TcpNetwork:
             else:
                 return protocol
         raise failure
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        return (host,) if self._names is None else await self._names.addresses(host)
 
     async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
         return TcpListener(await asyncio.get_running_loop().create_server(factory, host, port, backlog=512))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
 from types import MappingProxyType
@@ -35,7 +35,7 @@ from cluster.membership.messages import (
     record_of,
     records_of,
 )
-from cluster.membership.seeds import Address, Seeds
+from cluster.membership.seeds import Address, Seeds, who_answered
 from cluster.membership.settings import TICK_S, MembershipSettings
 from cluster.membership.swim import AskHelper, Changed, Counters, Exchange, Ping, Rivalry, Send, Swim
 from cluster.rpc.caller import Caller, R, Reply
@@ -54,6 +54,9 @@ LEAVE_FANOUT = 32
 CALLS_LIMIT = 256
 """Calls of this service under way at once. Far above what a healthy node has (some ten); past it sends are dropped, as if lost."""
 
+SEED_ADDRESSES = 64
+"""Addresses of one seed's name that are tried; those of a larger cluster are heard of through these."""
+
 PATIENCE_LIMIT_S = 5.0
 """The longest that a helper waits for a target, whatever it is asked."""
 
@@ -70,6 +73,9 @@ class Peers(Caller, Protocol):
         self, host: str, port: int, request: Request[R], payload: Payload = b"", *, deadline_s: float
     ) -> Reply[R]:
         """As `call`, to whoever listens there."""
+
+    async def addresses_of(self, host: str, *, deadline_s: float) -> Sequence[str]:
+        """All addresses that ``host`` stands for. Raises HoldfastError."""
 
 
 Listener = Callable[[Member | None, Member], None]
@@ -267,7 +273,8 @@ class Membership:
             self._start(self._carry_out(send))
         if not self._swim.left:
             alive = {self._swim.me.name, *self._swim.living}
-            for address in self._seeds.due(self._swim.health.time, alive, alone=len(alive) == 1):
+            forming = self._swim.me.layout_version == 0
+            for address in self._seeds.due(self._swim.health.time, alive, alone=len(alive) == 1, forming=forming):
                 self._start(self._contact_seed(address), else_do=partial(self._seed_failed, address))
         self._settle()
 
@@ -342,23 +349,46 @@ class Membership:
         self._swim.exchanged(answerer, self._sensible(reply.members))
         self._settle()
 
-    async def _contact_seed(self, address: Address) -> None:
+    async def _contact_seed(self, seed: Address) -> None:
+        """Make oneself known to everybody whom a seed stands for."""
+        host, port = seed
+        met: dict[str, str | None] = {}
+
+        async def greet(address: str) -> None:
+            met[address] = await self._greet(address, port)
+
+        try:
+            addresses = await self._caller.addresses_of(host, deadline_s=EXCHANGE_DEADLINE_S)
+        except HoldfastError:
+            addresses = ()
+        if len(addresses) == 1:
+            await greet(addresses[0])
+        else:
+            async with asyncio.TaskGroup() as tasks:
+                for address in addresses[:SEED_ADDRESSES]:
+                    tasks.create_task(greet(address))
+        name = who_answered(self._swim.me.name, met)
+        if name is None:
+            self._seeds.failed(seed, self._swim.health.time, others=self._swim.me.name in met.values())
+        else:
+            self._seeds.answered(seed, name, self._swim.health.time)
+            self._settle()
+
+    async def _greet(self, host: str, port: int) -> str | None:
+        """Exchange everything with whoever is there; their name, None when nobody answers."""
         request = ExchangeRequest(record_of(self._swim.me), records_of(self._swim.everything()))
         try:
-            reply = (await self._caller.call_address(*address, request, deadline_s=EXCHANGE_DEADLINE_S)).message
+            reply = (await self._caller.call_address(host, port, request, deadline_s=EXCHANGE_DEADLINE_S)).message
             answerer = member_of(reply.me)
         except HoldfastError as error:
             if error.details.get("itself"):
-                self._seeds.answered(address, self._swim.me.name, self._swim.health.time)
-                return
-            if not isinstance(error, PeerUnavailable) and self._may_log("seed", f"{address[0]}:{address[1]}"):
-                log.warning("membership.seed_refused", host=address[0], port=address[1], reason=error.message)
-            self._seed_failed(address)
-            return
+                return self._swim.me.name
+            if not isinstance(error, PeerUnavailable) and self._may_log("seed", f"{host}:{port}"):
+                log.warning("membership.seed_refused", host=host, port=port, reason=error.message)
+            return None
         if answerer.store != self._swim.me.store:
             self._swim.exchanged(answerer, self._sensible(reply.members))
-        self._seeds.answered(address, answerer.name, self._swim.health.time)
-        self._settle()
+        return answerer.name
 
     def _seed_failed(self, address: Address) -> None:
         self._seeds.failed(address, self._swim.health.time)

@@ -333,16 +333,26 @@ class PeerCore:
             )
 
     async def _check_seeds(self) -> None:
-        """Ask the seeds once: a wrong secret or a foreign data directory is better told at the start than retried for ever."""
+        """Ask the seeds once: a wrong secret or a foreign data directory is better told at the start than retried for ever. A node with
+        a layout knows its cluster, and does without a seed whose address has become another's: it stops only when its secret is
+        wrong for all who answer."""
+        refused: Unauthorized | None = None
+        accepted = False
         for host, port in self.settings.seeds:
             if (host, port) == (self.settings.advertise_host, self.settings.advertise_port):
                 continue
             try:
                 await self.rpc.call_address(host, port, GetState(), deadline_s=SEED_CHECK_S)
-            except (Unauthorized, WrongCluster):
-                raise
+                accepted = True
+            except (Unauthorized, WrongCluster) as error:
+                if self.installed.state is None:
+                    raise
+                if isinstance(error, Unauthorized):
+                    refused = error
             except HoldfastError:
                 continue
+        if refused is not None and not accepted:
+            raise refused
 
     def _follow_member(self, before: Member | None, now: Member) -> None:
         """A node is back: what could not be told to it can be now."""

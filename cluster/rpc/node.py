@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -195,6 +195,14 @@ class RpcNode(Caller):
             return await self._ask(connection, codec, request, payload, payload_size(payload), left)
         finally:
             connection.abort()
+
+    async def addresses_of(self, host: str, *, deadline_s: float) -> Sequence[str]:
+        """All addresses that ``host`` stands for, each to be given to `call_address`. Raises PeerUnavailable."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._network.addresses(host)
+        except OSError as error:  # TimeoutError is one
+            raise PeerUnavailable(f"{host} is not to be found: {str(error) or 'no answer'}") from error
 
     async def _ask(
         self,

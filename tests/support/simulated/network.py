@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from typing import TypeVar, cast
 
@@ -319,6 +319,9 @@ class SimulatedHost:
         near.protocol = cast("asyncio.BufferedProtocol", factory())
         near.protocol.connection_made(near)
         return cast("P", near.protocol)
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        return (host,)
 
     async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
         place = (self._name, port)

@@ -8,7 +8,7 @@ present nodes do not mind. What arrives at it is left alone: to a later release,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -60,6 +60,9 @@ class _TalkativeNetwork:
 
     async def connect(self, factory: Callable[[], P], host: str, port: int) -> P:
         return await self._network.connect(lambda: _talkative(factory()), host, port)
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        return await self._network.addresses(host)
 
     async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
         return await self._network.listen(lambda: _talkative(factory()), host, port)

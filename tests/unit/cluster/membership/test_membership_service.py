@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -97,10 +97,17 @@ class Host:
         target = self.network.hosts.get((host, port))
         if target is None:
             raise PeerUnavailable("connection refused")
+        if target is self:
+            raise Invalid("this address is the node itself", itself=True)
         if target.hung or self.hung:
             await self.network.clock.sleep(deadline_s)
             raise PeerLost("deadline passed")
         return Reply(await target.answer(self.name, request))
+
+    async def addresses_of(self, host: str, *, deadline_s: float) -> Sequence[str]:
+        if host in self.network.names and not self.network.names[host]:
+            raise PeerUnavailable(f"{host} is not to be found")
+        return self.network.names.get(host, (host,))
 
     async def answer(self, peer: str, request: Request[R]) -> R:
         """As the real one: through the codec both ways."""
@@ -117,6 +124,8 @@ class Network:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.hosts: dict[tuple[str, int], Host] = {}
+        self.names: dict[str, tuple[str, ...]] = {}
+        """Names that stand for other addresses than themselves."""
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._tasks = asyncio.TaskGroup()
 
@@ -308,6 +317,61 @@ async def test_a_cut_off_node_keeps_trying_its_seeds_and_comes_back() -> None:
         assert set(lonely.membership.members()) == {"n4"}
         network.hosts.update(away)
         await network.clock.advance_until(lambda: agree([*hosts, lonely]), 8.0)
+
+
+async def test_nodes_find_together_by_one_name_that_stands_for_all_of_them_by_and_by() -> None:
+    """As a headless service: each is given its own address first, and at the beginning none but that."""
+    network = Network()
+    async with network._tasks:
+        hosts: list[Host] = []
+        for number in (1, 2, 3):
+            host = Host(f"n{number}", network)
+            host.membership = Membership(
+                me=MemberInfo(host.name, f"10.0.0.{number}", 7482, bytes([number]) * 8, 1),
+                caller=host,
+                handlers=host.handlers,
+                set_address=host.set_address,
+                clock=network.clock,
+                random=Random(number),
+                settings=MembershipSettings(),
+                seeds=[("all", 7482)],
+            )
+            network.hosts[f"10.0.0.{number}", 7482] = host
+            hosts.append(network.start(host))
+        network.names["all"] = ()
+        await network.clock.advance(3.0)
+        assert hosts[0].membership.unmet_seeds() == [("all", 7482)]
+        network.names["all"] = ("10.0.0.1",)
+        await network.clock.advance_until(lambda: agree(hosts), 5.0)
+        assert hosts[0].membership.unmet_seeds() == []
+        for task in network._running.values():
+            task.cancel()
+
+
+async def test_a_node_that_finds_only_itself_goes_on_looking() -> None:
+    async with Network.of(2) as (network, hosts):
+        other = Host("n9", network)
+        other.membership = Membership(
+            me=MemberInfo("n9", "10.0.0.9", 7482, b"9" * 8, 1),
+            caller=other,
+            handlers=other.handlers,
+            set_address=other.set_address,
+            clock=network.clock,
+            random=Random(9),
+            settings=MembershipSettings(),
+            seeds=[("all", 7482)],
+        )
+        network.hosts["10.0.0.9", 7482] = other
+        network.names["all"] = ("10.0.0.9",)
+        network.start(other)
+        await network.clock.advance(3.0)
+        assert (other.membership.unmet_seeds(), set(other.membership.members())) == ([], {"n9"})
+        network.names["all"] = ("10.0.0.9", "10.0.0.8")
+        await network.clock.advance(3.0)
+        assert other.membership.unmet_seeds() == [("all", 7482)], "somebody there has not been heard"
+        network.hosts["10.0.0.8", 7482] = hosts[0]
+        await network.clock.advance_until(lambda: agree([*hosts, other]), 5.0)
+        assert other.membership.unmet_seeds() == []
 
 
 async def test_an_added_seed_is_tried() -> None:

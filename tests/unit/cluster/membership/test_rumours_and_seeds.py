@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cluster.errors import Invalid
 from cluster.membership.health import LATENESS_DECAY, SCORE_LIMIT, STEP_LIMIT_S, LocalHealth
 from cluster.membership.rumours import Rumours
-from cluster.membership.seeds import SEEDS_AT_ONCE, Seeds
+from cluster.membership.seeds import SEEDS_AT_ONCE, Seeds, who_answered
 from cluster.membership.settings import NEWS_LIMIT, TICK_S, MembershipSettings
 
 SETTINGS = MembershipSettings()
@@ -18,7 +18,7 @@ SETTINGS = MembershipSettings()
 def test_a_seed_is_unmet_until_somebody_has_answered_there() -> None:
     seeds = Seeds([("a", 1), ("b", 1)], SETTINGS)
     assert seeds.unmet() == [("a", 1), ("b", 1)]
-    assert seeds.due(0.0, {"me"}, alone=True) == [("a", 1), ("b", 1)]
+    assert seeds.due(0.0, {"me"}, alone=True, forming=False) == [("a", 1), ("b", 1)]
     seeds.failed(("a", 1), 0.0)
     seeds.answered(("b", 1), "n2", 0.0)
     assert seeds.unmet() == [("a", 1)]
@@ -61,42 +61,73 @@ def test_the_least_told_comes_first_and_news_begins_afresh() -> None:
 
 def test_a_seed_is_tried_until_it_leads_to_a_living_member() -> None:
     seeds = Seeds([("a", 1)], SETTINGS)
-    assert seeds.due(0.0, {"me"}, alone=True) == [("a", 1)]
-    assert seeds.due(0.0, {"me"}, alone=True) == [], "it is being tried"
+    assert seeds.due(0.0, {"me"}, alone=True, forming=False) == [("a", 1)]
+    assert seeds.due(0.0, {"me"}, alone=True, forming=False) == [], "it is being tried"
     seeds.failed(("a", 1), 1.0)
-    assert seeds.due(1.4, {"me"}, alone=True) == []
-    assert seeds.due(1.5, {"me"}, alone=True) == [("a", 1)]
+    assert seeds.due(1.4, {"me"}, alone=True, forming=False) == []
+    assert seeds.due(1.5, {"me"}, alone=True, forming=False) == [("a", 1)]
     seeds.answered(("a", 1), "other", 1.6)
-    assert seeds.due(100.0, {"me", "other"}, alone=False) == []
-    assert seeds.due(100.0, {"me", "third"}, alone=False) == [("a", 1)], "its member is gone"
+    assert seeds.due(100.0, {"me", "other"}, alone=False, forming=False) == []
+    assert seeds.due(100.0, {"me", "third"}, alone=False, forming=False) == [("a", 1)], "its member is gone"
 
 
 def test_seeds_back_off_but_not_for_long_while_alone() -> None:
     seeds = Seeds([("a", 1)], SETTINGS)
     time, waits = 0.0, []
     for _ in range(8):
-        assert seeds.due(time, {"me", "other"}, alone=False) == [("a", 1)]
+        assert seeds.due(time, {"me", "other"}, alone=False, forming=False) == [("a", 1)]
         seeds.failed(("a", 1), time)
         before = time
-        while not (found := seeds.due(time, {"me", "other"}, alone=False)):
+        while not (found := seeds.due(time, {"me", "other"}, alone=False, forming=False)):
             time += 0.125
         waits.append(time - before)
         seeds.failed(found[0], time)
         time += SETTINGS.seed_retry_limit_s
     assert waits[0] == SETTINGS.seed_retry_s
     assert max(waits) == SETTINGS.seed_retry_limit_s
-    seeds.due(time, {"me", "other"}, alone=False)
+    seeds.due(time, {"me", "other"}, alone=False, forming=False)
     seeds.failed(("a", 1), time)
-    assert seeds.due(time, {"me"}, alone=True) == []
-    assert seeds.due(time + SETTINGS.seed_retry_alone_s, {"me"}, alone=True) == [("a", 1)]
+    assert seeds.due(time, {"me"}, alone=True, forming=False) == []
+    assert seeds.due(time + SETTINGS.seed_retry_alone_s, {"me"}, alone=True, forming=False) == [("a", 1)]
+
+
+def test_until_there_is_a_layout_a_seed_is_asked_again_although_it_has_answered() -> None:
+    seeds = Seeds([("a", 1)], SETTINGS)
+    assert seeds.due(0.0, {"me"}, alone=True, forming=True) == [("a", 1)]
+    seeds.answered(("a", 1), "me", 0.0)
+    assert seeds.due(0.4, {"me"}, alone=True, forming=True) == []
+    assert seeds.due(1.0, {"me"}, alone=True, forming=True) == [("a", 1)], "it may stand for others too by now"
+    seeds.answered(("a", 1), "other", 1.0)
+    assert seeds.due(10.0, {"me", "other"}, alone=False, forming=True) == []
+    assert seeds.due(100.0, {"me", "other"}, alone=False, forming=False) == []
+    assert seeds.due(11.6, {"me", "other"}, alone=False, forming=True) == [("a", 1)]
+
+
+@pytest.mark.parametrize(
+    ("met", "name"),
+    [
+        ({}, None),
+        ({"a": None}, None),
+        ({"a": "n2"}, "n2"),
+        ({"a": "me"}, "me"),
+        ({"10.0.0.1": "me", "10.0.0.2": "n2"}, "n2"),
+        ({"10.0.0.1": "me", "10.0.0.2": None}, None),
+        ({"10.0.0.1": None, "10.0.0.2": "n2"}, "n2"),
+        ({"10.0.0.1": "me", "10.0.0.2": "me"}, "me"),
+        ({"127.0.0.1": "me", "::1": None}, "me"),
+        ({"127.0.0.1": "me", "127.0.0.2": None, "::1": "me"}, None),
+    ],
+)
+def test_a_name_of_many_machines_leads_to_the_others(met: dict[str, str | None], name: str | None) -> None:
+    assert who_answered("me", met) == name
 
 
 def test_only_a_few_seeds_are_tried_at_once() -> None:
     seeds = Seeds([("a", port) for port in range(1, 11)], SETTINGS)
-    tried = [seeds.due(0.0, {"me"}, alone=True) for _ in range(4)]
+    tried = [seeds.due(0.0, {"me"}, alone=True, forming=False) for _ in range(4)]
     assert [len(addresses) for addresses in tried] == [SEEDS_AT_ONCE, SEEDS_AT_ONCE, 2, 0]
     seeds.add(("a", 1))
-    assert seeds.due(0.0, {"me"}, alone=True) == []
+    assert seeds.due(0.0, {"me"}, alone=True, forming=False) == []
 
 
 def test_time_in_which_the_loop_stood_still_does_not_count() -> None:

@@ -119,7 +119,8 @@ class Cluster:
         for send in machine.swim.tick(self.now):
             self._send(machine, send)
         alive = {machine.name, *machine.swim.living}
-        for address in machine.seeds.due(machine.swim.health.time, alive, alone=len(alive) == 1):
+        alone = len(alive) == 1
+        for address in machine.seeds.due(machine.swim.health.time, alive, alone=alone, forming=False):
             self._exchange(machine, self.machines.get(address), address)
         self._settle(machine)
         self.at(TICK_S + machine.late_s(), lambda: self._tick(machine))

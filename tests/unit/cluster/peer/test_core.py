@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from cluster.errors import Conflict, HoldfastError, Invalid, QuorumUnavailable
+from cluster.errors import Conflict, HoldfastError, Invalid, QuorumUnavailable, Unauthorized, WrongCluster
 from cluster.governance.attestation import Attestation
 from cluster.governance.state import StagedChange
 from cluster.register.key import RegisterKey
@@ -289,6 +289,35 @@ def test_a_node_is_removed_and_its_data_moves() -> None:
         assert cluster["n2"].installed.require().excluded == ("n5",)
         await cluster.machines["n5"].kill()
         await check(cluster, data, "n1", "n2", "n3", "n4")
+
+    play(scenario)
+
+
+def test_a_seed_whose_address_is_anothers_by_now_does_not_stop_a_node_that_has_a_layout() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        core = cluster["n1"]
+        answers: dict[str, HoldfastError] = {}
+
+        async def call_address(host: str, *_: object, **__: object) -> None:
+            if host in answers:
+                raise answers[host]
+
+        core.rpc.call_address = call_address  # type: ignore[method-assign,assignment]  # seeds that answer what the test wants
+        seeds = [host for host, _ in core.settings.seeds]
+        for error in (WrongCluster("of another cluster"), Unauthorized("another secret")):
+            answers = {seeds[0]: error}
+            await core._check_seeds()
+        answers = dict.fromkeys(seeds, WrongCluster("of another cluster"))
+        await core._check_seeds()
+        answers = dict.fromkeys(seeds, Unauthorized("another secret"))
+        with pytest.raises(Unauthorized):
+            await core._check_seeds()
+        state, core.installed._state = core.installed._state, None
+        for refusal in (WrongCluster("of another cluster"), Unauthorized("another secret")):
+            answers = {seeds[-1]: refusal}
+            with pytest.raises(type(refusal)):
+                await core._check_seeds()
+        core.installed._state = state
 
     play(scenario)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar, cast
 
@@ -122,6 +122,9 @@ class LoopbackNetwork:
         far.protocol.connection_made(far)
         near.protocol.connection_made(near)
         return protocol
+
+    async def addresses(self, host: str) -> Sequence[str]:
+        return (host,)
 
     async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
         port = port or 10000 + len(self.listening)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -471,6 +471,20 @@ async def test_calling_an_address(network: Network, make_node: MakeNode, service
     with pytest.raises(PeerUnavailable):
         await a.call_address("127.0.0.1", 1, Echo(7), deadline_s=5)
     await eventually(lambda: not a._outgoing and not b._incoming)
+
+
+class ManyMachines(TcpNetwork):
+    async def addresses(self, host: str) -> Sequence[str]:
+        if host != "all":
+            raise OSError("no such name")
+        return ("127.0.0.1", "127.0.0.2")
+
+
+async def test_all_that_a_name_stands_for(make_node: MakeNode, service: Service) -> None:
+    a = await make_node(ManyMachines(), "a")
+    assert await a.addresses_of("all", deadline_s=5) == ("127.0.0.1", "127.0.0.2")
+    with pytest.raises(PeerUnavailable, match="nowhere is not to be found: no such name"):
+        await a.addresses_of("nowhere", deadline_s=5)
 
 
 async def test_check_hello_is_asked_on_both_sides(network: Network, make_node: MakeNode, service: Service) -> None:
