@@ -3,18 +3,23 @@
 It owns the installed state and each partition's standing that follows from it. Invariants: the epoch only grows; a state is taken up
 together with the standings it implies, in one synchronous step, and is durable before anything decided under it is (the register
 store commits in order); a node votes only where the state and its own memory allow it; all states are of the one cluster that the
-node belongs to, which is remembered outside the register store before the first of them takes effect.
+node belongs to, which is remembered outside the register store before the first of them takes effect. The preference lists of a layout
+are worked out before it is taken up, off the event loop: listeners look at all of them at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
+from cluster.doors.offload import Offload
 from cluster.errors import HoldfastError, NotReady, StaleLayout, WrongCluster
 from cluster.governance.belonging import Belonging
 from cluster.governance.messages import GetState, Install, Installed, State
 from cluster.governance.state import META_KEY, LayoutState
 from cluster.governance.stores import StoreRegistry
+from cluster.layout.layout import Layout
 from cluster.layout.ring import chunk_partition, partition_of
 from cluster.register.acceptor import Acceptor
 from cluster.register.ballot import BOOTSTRAP_VERSION
@@ -44,6 +49,7 @@ class InstalledLayout:
         registry: StoreRegistry,
         is_alive: Callable[[str], bool],
         store_id: Callable[[], bytes],
+        offload: Offload,
     ) -> None:
         self._me = me
         self._caller = caller
@@ -52,6 +58,10 @@ class InstalledLayout:
         self._registry = registry
         self._is_alive = is_alive
         self._store_id = store_id
+        self._offload = offload
+        self._preparing = asyncio.Lock()
+        self._prepared: tuple[Layout, ...] = ()
+        """The layouts of the newest state that was to be installed. Most states have the layouts of the one before."""
         self._acceptor: Acceptor | None = None
         self._state: LayoutState | None = None
         self._epoch = 0
@@ -78,7 +88,7 @@ class InstalledLayout:
         if packed is not None:
             state = LayoutState.unpack(packed)
             await self._belong(state)
-            self._take(state)
+            self._take(await self._prepare(state))
 
     @property
     def state(self) -> LayoutState | None:
@@ -173,6 +183,10 @@ class InstalledLayout:
         if state.epoch <= self._epoch:
             return
         await self._belong(state)
+        async with self._preparing:
+            if state.epoch <= self._epoch:
+                return
+            state = await self._prepare(state)
         if state.epoch <= self._epoch:
             return
         acceptor = self._acceptor
@@ -195,6 +209,18 @@ class InstalledLayout:
                 f"a layout of cluster {state.cluster_id.hex()[:8]} was found, but node {self._me} belongs to cluster "
                 f"{self._belonging.cluster_id.hex()[:8]}: a node of another cluster needs a data directory of its own"
             )
+
+    async def _prepare(self, state: LayoutState) -> LayoutState:
+        """The same state, its preference lists known."""
+
+        def known(layout: Layout) -> Layout:
+            return next((one for one in self._prepared if one == layout), layout)
+
+        state = replace(state, current=known(state.current), next=state.next and known(state.next))
+        self._prepared = state.layouts()  # also when this is cancelled: whoever comes next goes on with them
+        for layout in state.layouts():
+            await self._offload.run(layout.prepare)
+        return state
 
     async def forget_memory(self) -> None:
         """This store may have forgotten what it once voted: become a learner wherever it is a replica of the current layout."""

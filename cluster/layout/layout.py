@@ -176,6 +176,12 @@ class Layout:
             known = self._preferences[partition] = self._order_all(partition)
         return known
 
+    def prepare(self) -> None:
+        """Work out every preference list that the cache has room for: 2 to 4 us a partition and node, seconds in a large cluster. In a
+        thread, before anybody on the event loop needs them."""
+        for partition in range(min(self.partitions, PREFERENCE_CACHE_ENTRIES // len(self.nodes))):
+            self.preference(partition)
+
     def _order_all(self, partition: int) -> tuple[str, ...]:
         replicas = self._replicas[partition]
         met: dict[str, int] = {}

@@ -119,6 +119,7 @@ class PeerCore:
             self.registry,
             self.membership.is_alive,
             lambda: self.attestation.life.store,
+            doors.offload,
         )
         self.attestation = Attestation(
             me,

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+SCANNED = 8
+"""Names up to which a tuple is looked through faster than a set is made."""
+
 
 def majority(count: int) -> int:
     """The least number that is more than half of ``count``."""
@@ -49,13 +52,18 @@ class QuorumRule:
         return all(sum(name not in refused for name in group) >= majority(len(group)) for group in self.groups)
 
     def smallest(self, order: Iterable[str]) -> tuple[str, ...]:
-        """The first names in ``order`` that satisfy the rule, none of them needless to have been considered; all members'
-        names when ``order`` does not suffice."""
+        """The first names in ``order``, each of which is there once, that satisfy the rule, none of them needless to have been
+        considered; all members' names when ``order`` does not suffice. The rule of all members of a large cluster has a thousand."""
         chosen: list[str] = []
+        groups: list[Collection[str]] = [group if len(group) <= SCANNED else frozenset(group) for group in self.groups]
+        missing = [majority(len(group)) for group in self.groups]
         for name in order:
-            if any(name in group and sum(n in group for n in chosen) < majority(len(group)) for group in self.groups):
+            of = [at for at, group in enumerate(groups) if name in group]
+            if any(missing[at] > 0 for at in of):
                 chosen.append(name)
-                if self.satisfied(chosen):
+                for at in of:
+                    missing[at] -= 1
+                if max(missing) <= 0:
                     return tuple(chosen)
         return self.members
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import msgpack
 
 from cluster.chunks.store import ChunkStore
+from cluster.doors.offload import Inline
 from cluster.governance.installed import LAYOUT_META, InstalledLayout
 from cluster.governance.state import LayoutState
 from cluster.governance.stores import StoreRegistry, new_store_id
@@ -99,7 +100,7 @@ class Side:
         caller = WireCaller(me, wire, lambda: self.installed.epoch)
         store_id = new_store_id(random.Random(me))
         self.installed = InstalledLayout(
-            me, caller, registers, MemoryBelonging(), StoreRegistry(), lambda _: True, lambda: store_id
+            me, caller, registers, MemoryBelonging(), StoreRegistry(), lambda _: True, lambda: store_id, Inline()
         )
         self.registers = registers
         self.chunks = chunks

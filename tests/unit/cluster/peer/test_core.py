@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
 
 import pytest
 
+from cluster.doors.offload import Inline
 from cluster.errors import Conflict, HoldfastError, Invalid, QuorumUnavailable, Unauthorized, WrongCluster
 from cluster.governance.attestation import Attestation
-from cluster.governance.state import StagedChange
+from cluster.governance.state import LayoutState, StagedChange
 from cluster.register.key import RegisterKey
 from cluster.register.store import LEARNER, VOTER
 from cluster.register.view import META_PARTITION
@@ -18,6 +21,9 @@ from tests.support.simulated.loop import run_virtual
 from tests.support.simulated.whole_cluster import WholeCluster, get, put
 
 Scenario = Callable[[WholeCluster], Awaitable[None]]
+
+Args = ParamSpec("Args")
+R = TypeVar("R")
 
 
 def play(scenario: Scenario, size: int = 5, seed: int = 1, *, auto_layout: bool = True) -> None:
@@ -318,6 +324,61 @@ def test_a_seed_whose_address_is_anothers_by_now_does_not_stop_a_node_that_has_a
             with pytest.raises(type(refusal)):
                 await core._check_seeds()
         core.installed._state = state
+
+    play(scenario)
+
+
+def test_preference_lists_are_worked_out_once_for_a_layout_and_before_it_is_taken_up() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        core = cluster["n2"]
+        ready: list[bool] = []
+        core.installed.on_install(
+            lambda state: ready.append(all(len(one._preferences) == one.partitions for one in state.layouts()))
+        )
+        before = core.installed.require()
+        await core.governor.stage([StagedChange("n5", remove=True)])
+        staged = core.installed.require()
+        assert (staged.epoch, staged.current is before.current) == (before.epoch + 1, True)
+        _, plan = await core.governor.plan()
+        await core.governor.apply(plan.version)
+        coming = core.installed.require().next
+        await cluster.until(lambda: core.installed.require().current.version == 2, "layout 2")
+        assert core.installed.require().current is coming
+        assert ready == [True] * len(ready) != []
+
+    play(scenario)
+
+
+class Interrupted(Inline):
+    """Takes a while, and the first time it is given up meanwhile."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.go_on = asyncio.Event()
+
+    async def run(self, function: Callable[Args, R], *args: Args.args, **kwargs: Args.kwargs) -> R:
+        self.begun += 1
+        await self.go_on.wait()
+        return await super().run(function, *args, **kwargs)
+
+
+def test_a_layout_that_takes_long_to_prepare_is_prepared_for_all_who_bring_it() -> None:
+    async def scenario(cluster: WholeCluster) -> None:
+        core = cluster["n2"]
+        core.installed._offload = offload = Interrupted()
+        state = core.installed.require()
+        fresh = LayoutState.unpack(replace(state, epoch=state.epoch + 1, write_id=b"w" * 8).pack())
+        first = asyncio.create_task(core.installed.install(fresh))
+        others = [asyncio.create_task(core.installed.install(LayoutState.unpack(fresh.pack()))) for _ in range(5)]
+        await asyncio.sleep(0.1)
+        assert offload.begun == 1
+        first.cancel()
+        await asyncio.sleep(0.1)
+        assert (offload.begun, core.installed.epoch) == (2, state.epoch)
+        offload.go_on.set()
+        await asyncio.gather(*others)
+        assert (offload.begun, core.installed.epoch) == (2, state.epoch + 1)
+        assert core.installed.require().current is state.current
 
     play(scenario)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import combinations
 
 from hypothesis import given
@@ -56,6 +57,24 @@ def test_the_smallest_choice_is_enough_and_has_nobody_needless(rule: QuorumRule,
         needed = max(majority(len(group)) for group in rule.groups)
         assert len(chosen) <= needed if len(rule.groups) == 1 else len(chosen) <= sum(map(len, rule.groups))
         assert not enough(rule, set(chosen[:-1]))
+
+
+@given(rules, st.permutations(NAMES), st.integers(0, 7))
+def test_the_smallest_choice_is_that_of_the_definition(rule: QuorumRule, order: list[str], length: int) -> None:
+    chosen: list[str] = []
+    for name in order[:length]:
+        if any(name in group and len({*group} & {*chosen}) < majority(len(group)) for group in rule.groups):
+            chosen.append(name)
+        if enough(rule, set(chosen)):
+            break
+    assert rule.smallest(order[:length]) == (tuple(chosen) if enough(rule, set(chosen)) else rule.members)
+
+
+def test_a_choice_among_thousands_takes_no_time() -> None:
+    names = tuple(f"n{number}" for number in range(4000))
+    began = time.process_time()
+    assert QuorumRule((names, names[:3000])).smallest(names) == names[:2001]
+    assert time.process_time() - began < 0.5, "it took seconds when it was cubic"
 
 
 @given(rules, st.data())
