@@ -91,6 +91,12 @@ class PeerUnavailable(HoldfastError):
     retryable = True
 
 
+class Unsupported(PeerUnavailable):
+    """The peer's release does not answer such requests. Nothing was done there; another peer may."""
+
+    code = "unsupported"
+
+
 class PeerLost(HoldfastError):
     """The connection broke or the deadline passed after the request may have been sent: it may have been executed."""
 
@@ -138,8 +144,10 @@ def error_to_wire(error: HoldfastError) -> tuple[str, str, dict[str, Any]]:
 
 
 def error_from_wire(code: str, message: str, details: dict[str, Any]) -> HoldfastError:
-    """The error a peer sent. A code this release does not know becomes the base class, its code kept in the details."""
+    """The error a peer sent, whatever its details are. A code this release does not know becomes the base class, its code kept in the
+    details."""
     kind = type_registry.get(code)
+    details = {str(name): value for name, value in details.items() if name not in ("self", "message")}
     if kind is None:
         return HoldfastError(message, **{**details, "peer_code": code})
     return kind(message, **details)

@@ -73,5 +73,7 @@ class LiveVolumes:
         body: AsyncIterator[bytes],
         length: int | None,
         condition: Condition = UNCONDITIONAL,
+        *,
+        size: int | None = None,
     ) -> Volume:
-        return await self._service().write_range(name, offset, body, length, condition)
+        return await self._service().write_range(name, offset, body, length, condition, size=size)

@@ -317,10 +317,11 @@ def _read_error(chunk: bytes, failed: Mapping[str, HoldfastError], away: Sequenc
     why = ", ".join(f"{node}: {error.code}" for node, error in sorted(failed.items()))
     if any(not isinstance(error, NotFound | Corrupt) for error in failed.values()):
         return QuorumUnavailable(f"no good copy of chunk {name} can be reached now ({why})", retry_after_s=2)
-    if any(isinstance(error, Corrupt) for error in failed.values()):
-        return Corrupt(f"every copy of chunk {name} is damaged ({why})")
     if away:
         return QuorumUnavailable(
-            f"no living node holds chunk {name} ({why}); {', '.join(away)} may, and can't be reached", retry_after_s=10
+            f"no living node has a good copy of chunk {name} ({why}); {', '.join(away)} may, and can't be reached",
+            retry_after_s=10,
         )
+    if any(isinstance(error, Corrupt) for error in failed.values()):
+        return Corrupt(f"every copy of chunk {name} is damaged ({why})")
     return NotFound(f"no node holds chunk {name} ({why})")

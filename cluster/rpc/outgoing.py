@@ -229,9 +229,10 @@ class OutgoingConnection(Connection):
             raise ProtocolError("a malformed failure")
         asked = self._asked.get(call_id)
         if asked is not None:
+            error = error_from_wire(code, text, details)
             self._forget(asked)
             if not asked.future.done():
-                asked.future.set_exception(error_from_wire(code, text, details))
+                asked.future.set_exception(error)
 
     def _begin(self, asked: Asked, fields: object, size: object) -> InboundPayload:
         if asked.payload is not None:

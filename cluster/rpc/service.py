@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
-from cluster.errors import Invalid
+from cluster.errors import Unsupported
 from cluster.rpc.codec import Codec, codec_of
 from cluster.rpc.message import Buffer, Payload, Request
 
@@ -83,10 +83,10 @@ class Handlers:
         self._by_name[codec.name] = Handler(codec.name, codec.unpack, codec.reply, pack_reply, handler)
 
     def find(self, name: str) -> Handler:
-        """The handler of the requests of that name. Raises Invalid for a request that this release does not answer."""
+        """The handler of the requests of that name. Raises Unsupported for a request that this release does not answer."""
         handler = self._by_name.get(name)
         if handler is None:
-            raise Invalid(f"this node does not answer {name!r} requests: is it of an older release?", method=name)
+            raise Unsupported(f"this node does not answer {name!r} requests: is it of an older release?", method=name)
         return handler
 
     def __iter__(self) -> Iterator[Handler]:

@@ -359,8 +359,11 @@ class VolumeService:
         body: AsyncIterator[bytes],
         length: int | None,
         condition: Condition = UNCONDITIONAL,
+        *,
+        size: int | None = None,
     ) -> Volume:
-        """Make the bytes from ``offset`` the body; the rest stays what it is, also what others write there meanwhile.
+        """Make the bytes from ``offset`` the body; the rest stays what it is, also what others write there meanwhile. ``size``: the whole
+        volume's, where the client says that; it is another volume to him when it has another.
 
         Raises NotFound, Invalid (also when the range leaves the volume), Conflict, and the rest as `replace` does."""
         check_name(name)
@@ -369,7 +372,7 @@ class VolumeService:
             check_size(length, "length")
         version, shape = await self._live(name)
         check_condition(condition, shape)
-        check_inside(shape, offset, length or 0)
+        check_inside(shape, offset, length or 0, size)
         began = Began.on(shape)
         write = new_write_id(name, self._rng)
         writing = Writing(self._stores, shape, write, offset)
@@ -381,7 +384,7 @@ class VolumeService:
             check_condition(condition, head)
             began.check(version, name, write)
             check_same_shape(head, shape)
-            check_inside(head, offset, stored_length)
+            check_inside(head, offset, stored_length, size)
             return self._following(head, head.size, await writing.root_over(head), write)
 
         if not stored_length:
@@ -558,7 +561,13 @@ def check_condition(condition: Condition, head: Head | None) -> None:
         condition.check(None if head is None else head.volume())
 
 
-def check_inside(head: Head, offset: int, length: int) -> None:
+def check_inside(head: Head, offset: int, length: int, size: int | None) -> None:
+    if size is not None and head.size != size:
+        raise Invalid(
+            f"The range is one of {size} bytes in all, the volume {head.name!r} has {head.size}: it is not what you think it is.",
+            field="range",
+            size=head.size,
+        )
     if offset + length > head.size:
         raise Invalid(
             f"Bytes {offset} to {offset + length} are not all inside the volume {head.name!r} of {head.size} bytes: resize it first.",

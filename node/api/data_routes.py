@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 
 from cluster.errors import HoldfastError, Invalid
 from cluster.rpc.message import Buffer
-from cluster.volumes.volume import Condition, Volume
+from cluster.volumes.volume import Volume
 from node.api.conditions import Verdict, evaluate_read, range_applies
 from node.api.fields import Fields
 from node.api.metrics import RequestCounters
@@ -168,24 +168,15 @@ class DataRoutes:
         place = parse_content_range(places[0])
         if length is not None and length != place.length:
             raise Invalid(f"Content-Range names {place.length} bytes, the body has {length}", field=hdrs.CONTENT_RANGE)
-        if place.total is not None:
-            await self._check_total(name, place.total, condition)
         try:
-            volume = await self._volumes.write_range(name, place.start, request.body(), place.length, condition)
+            volume = await self._volumes.write_range(
+                name, place.start, request.body(), place.length, condition, size=place.total
+            )
         except Invalid as error:
             if error.details.get("field") == "range":
                 raise _unsatisfiable(error) from None
             raise
         return volume_answer(volume, 200, self._passes())
-
-    async def _check_total(self, name: str, total: int, condition: Condition) -> None:
-        """Refuse a ranged write that speaks of another size than the volume has, before its body is sent for."""
-        volume = await self._volumes.show(name)
-        condition.check(volume)
-        if volume.size != total:
-            raise _unsatisfiable(
-                Invalid(f"Content-Range speaks of {total} bytes in all, the volume has {volume.size}", size=volume.size)
-            )
 
 
 def _unsatisfiable(error: Invalid) -> RefusalError:

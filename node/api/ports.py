@@ -59,7 +59,14 @@ class Volumes(Protocol):
     ) -> tuple[Volume, bool]: ...
 
     async def write_range(
-        self, name: str, offset: int, body: AsyncIterator[bytes], length: int | None, condition: Condition = ...
+        self,
+        name: str,
+        offset: int,
+        body: AsyncIterator[bytes],
+        length: int | None,
+        condition: Condition = ...,
+        *,
+        size: int | None = ...,
     ) -> Volume: ...
 
 

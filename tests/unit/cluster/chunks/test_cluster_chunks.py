@@ -358,6 +358,10 @@ def test_a_damaged_copy_is_passed_over() -> None:
         world.peers.trouble["c"] = fails(Corrupt("rotten"))
         with pytest.raises(Corrupt):
             await world.read(chunk)
+        world.view.dead.add("e")
+        with pytest.raises(QuorumUnavailable, match=r"c: corrupt.*; e may"):
+            await world.read(chunk)
+        world.view.dead.clear()
         world.peers.trouble["c"] = fails(PeerUnavailable("gone"))
         with pytest.raises(QuorumUnavailable):
             await world.read(chunk)

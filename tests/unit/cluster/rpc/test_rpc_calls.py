@@ -17,6 +17,7 @@ from cluster.errors import (
     PeerLost,
     PeerUnavailable,
     Unauthorized,
+    Unsupported,
     WrongCluster,
 )
 from cluster.rpc.handshake import Hello
@@ -204,7 +205,7 @@ async def test_errors_travel_with_their_kind_text_and_details(two: tuple[RpcNode
         assert conflict.value.details["etag"] == "x"
         with pytest.raises(Conflict):
             await node.call("b", Echo(99, "task"), deadline_s=5)
-        with pytest.raises(Invalid, match="unknown"):
+        with pytest.raises(Unsupported, match="unknown"):
             await node.call("b", Unknown(), deadline_s=5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given, settings
@@ -127,6 +128,25 @@ async def check_small_reads(service: VolumeService, name: str, data: bytes, rng:
         start, stop = sorted((rng.randrange(len(data) + 1), rng.randrange(len(data) + 1)))
         assert bytes(await opened.read_small(start, stop)) == data[start:stop]
         assert b"".join([bytes(part) async for part in opened.read(start, stop)]) == data[start:stop]
+
+
+async def test_a_range_of_a_volume_that_is_resized_meanwhile_is_refused_when_it_names_the_whole_size() -> None:
+    service = MemoryCluster().gateway()
+    await service.replace("v", body_of(b"x" * 100), 100, chunk_size=CELL)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"y"
+        await service.resize("v", 200)
+        yield b"y"
+
+    with pytest.raises(Invalid) as caught:
+        await service.write_range("v", 0, body(), 2, size=100)
+    assert (caught.value.details["field"], caught.value.details["size"]) == ("range", 200)
+    assert await content(service, "v") == b"x" * 100 + bytes(100)
+    await service.write_range("v", 0, body_of(b"yy"), 2, size=200)
+    with pytest.raises(Invalid):
+        await service.write_range("v", 0, body_of(b"zz"), 2, size=100)
+    assert (await content(service, "v"))[:3] == b"yyx"
 
 
 async def test_an_existing_volume_keeps_its_id_and_shape_under_a_put() -> None:

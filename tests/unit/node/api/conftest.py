@@ -156,11 +156,13 @@ class FakeVolumes:
         body: AsyncIterator[bytes],
         length: int | None,
         condition: Condition = UNCONDITIONAL,
+        *,
+        size: int | None = None,
     ) -> Volume:
         await self._enter()
         volume, old = self._get(name)
         condition.check(volume)
-        if offset + (length or 0) > volume.size:
+        if offset + (length or 0) > volume.size or size not in {None, volume.size}:
             raise Invalid("That is not inside the volume: resize it first", field="range", size=volume.size)
         content = await self._collect(body, length)
         return self.put(name, old[:offset] + content + old[offset + len(content) :])

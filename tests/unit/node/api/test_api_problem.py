@@ -26,6 +26,11 @@ def test_every_error_has_a_status_and_a_title(code: str) -> None:
     assert ("WWW-Authenticate" in response.headers) == (response.status == 401)
 
 
+def test_an_error_keeps_its_kind_whatever_a_peer_adds_to_it() -> None:
+    error = errors.error_from_wire("conflict", "first", {"message": 1, "self": 2, 3: "three", "etag": "x"})  # type: ignore[dict-item]
+    assert (type(error), error.message, error.details) == (errors.Conflict, "first", {"3": "three", "etag": "x"})
+
+
 def test_a_lost_peer_may_have_done_what_was_asked() -> None:
     """A client must not take it for a refusal: nothing is known of what became of the request."""
     lost = errors.PeerLost("no answer from n3 within 2 s", peer="n3", retry_after_s=4)
