@@ -29,12 +29,15 @@ class LiveVolumes:
         self,
         name: str,
         size: int,
+        condition: Condition = UNCONDITIONAL,
         *,
         chunk_size: int = DEFAULT_CHUNK_BYTES,
         replicas: int | None = None,
         durability: str = DEFAULT_DURABILITY,
     ) -> Volume:
-        return await self._service().create(name, size, chunk_size=chunk_size, replicas=replicas, durability=durability)
+        return await self._service().create(
+            name, size, condition, chunk_size=chunk_size, replicas=replicas, durability=durability
+        )
 
     async def show(self, name: str) -> Volume:
         return await self._service().show(name)

@@ -228,6 +228,7 @@ class VolumeService:
         self,
         name: str,
         size: int,
+        condition: Condition = UNCONDITIONAL,
         *,
         chunk_size: int = DEFAULT_CHUNK_BYTES,
         replicas: int | None = None,
@@ -244,6 +245,7 @@ class VolumeService:
         async def created(version: Version) -> Head:
             if version.live is not None:
                 raise Conflict(f"The volume {name!r} exists already.", exists=True, etag=version.live.volume().etag)
+            condition.check(None)
             return self._new_head(name, size, chunk_size, replicas, durability, write, EMPTY_ROOT, version)
 
         return (await self._change(name, await self._heads.read(name), created)).volume()

@@ -33,7 +33,14 @@ class Volumes(Protocol):
     """What users do to volumes; see `cluster.volumes.service.VolumeService` for what each call promises and raises."""
 
     async def create(
-        self, name: str, size: int, *, chunk_size: int = ..., replicas: int | None = ..., durability: str = ...
+        self,
+        name: str,
+        size: int,
+        condition: Condition = ...,
+        *,
+        chunk_size: int = ...,
+        replicas: int | None = ...,
+        durability: str = ...,
     ) -> Volume: ...
 
     async def show(self, name: str) -> Volume: ...

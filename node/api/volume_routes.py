@@ -67,6 +67,7 @@ class VolumeRoutes:
         volume = await self._volumes.create(
             name,
             size,
+            Condition(still_wanted=request.check_client),
             chunk_size=shape["chunk_size"] or DEFAULT_CHUNK_BYTES,
             replicas=shape["replicas"],
             durability=shape["durability"] or DEFAULT_DURABILITY,

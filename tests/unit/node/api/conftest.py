@@ -98,9 +98,17 @@ class FakeVolumes:
         return volume
 
     async def create(
-        self, name: str, size: int, *, chunk_size: int = 0, replicas: int | None = None, durability: str = "fsync"
+        self,
+        name: str,
+        size: int,
+        condition: Condition = UNCONDITIONAL,
+        *,
+        chunk_size: int = 0,
+        replicas: int | None = None,
+        durability: str = "fsync",
     ) -> Volume:
         await self._enter()
+        condition.check(None)
         if name in self.contents:
             raise Conflict(f"There is already a volume {name!r}")
         return self.put(name, bytes(size), chunk_size=chunk_size, replicas=replicas)

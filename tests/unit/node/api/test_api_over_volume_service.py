@@ -244,25 +244,29 @@ async def test_concurrent_conditional_puts_have_one_winner(real: Harness) -> Non
     assert (await real.request("GET", "/v1/volumes/v/data")).body == b"%d" % winner
 
 
+PUT = b"PUT /v1/volumes/v/data HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nbytes"
+CREATE = (
+    b"POST /v1/volumes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 22\r\n\r\n"
+    b'{"name":"v","size":10}'
+)
+
+
+@pytest.mark.parametrize("request_bytes", [PUT, CREATE], ids=["put", "create"])
 @pytest.mark.parametrize("breaks_off", [True, False])
-async def test_a_change_whose_client_broke_off_is_not_made(http: Harness, breaks_off: bool) -> None:
+async def test_a_change_whose_client_broke_off_is_not_made(
+    http: Harness, breaks_off: bool, request_bytes: bytes
+) -> None:
     """As after a freeze: the request is whole in hand, and its client has reset the connection and gone elsewhere. A client that
     only ends its half of the connection still waits for the answer."""
     registers, chunks = MemoryRegisters(), MemoryChunks()
     held, reached = asyncio.Event(), asyncio.Event()
-    store = chunks.put
-
-    async def put(payload: Buffer, *, referrer: bytes, replicas: int) -> bytes:
-        reached.set()
-        await held.wait()
-        return await store(payload, referrer=referrer, replicas=replicas)
-
-    chunks.put = put  # type: ignore[method-assign]  # the place where the gateway is held
     service = VolumeService(registers, chunks, SystemClock(), random.Random(1), node_count=lambda: 5)
     condition_checked = asyncio.Event()
     change = service._change
 
     async def watched(*arguments: Any) -> Any:
+        reached.set()  # the place where the gateway is held
+        await held.wait()
         try:
             return await change(*arguments)
         finally:
@@ -281,7 +285,7 @@ async def test_a_change_whose_client_broke_off_is_not_made(http: Harness, breaks
     server = ApiServer(api)
     await server.start("127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"PUT /v1/volumes/v/data HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nbytes")
+    writer.write(request_bytes)
     async with asyncio.timeout(10):
         await reached.wait()
         if breaks_off:
