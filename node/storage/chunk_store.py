@@ -3,8 +3,9 @@
 The event loop's side: it checks arguments, queues changes for the writer's lane, sends lookups and reads to a lane of a few readers, and
 owns the cache of positions for reads that need neither. No method waits for the disk on the event loop.
 Read on in this order: `chunk_record`, `chunk_state`, `chunk_trees`, `file_ledger`, `chunk_log`, `chunk_index`, `chunk_catalog`,
-`chunk_operation`, `chunk_writer`, `chunk_recovery`; for space `chunk_expiry`, `chunk_relocation`, `file_evacuation`,
-`chunk_compaction`, `ballast`. The owner of the data directory sees to it that one process opens it at a time.
+`chunk_lookup`, `chunk_operation`, `chunk_writer`, `chunk_recovery`; for space `chunk_expiry`, `chunk_relocation`, `file_evacuation`,
+`chunk_compaction`, `ballast`.
+The owner of the data directory sees to it that one process opens it at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
 from random import Random
 from typing import Any, TypeVar
 
@@ -32,18 +32,20 @@ from cluster.errors import Busy, Corrupt, Invalid, NoSpace, NotFound
 from cluster.merkle.digest_tree import DigestTree
 from cluster.rpc.message import Buffer
 from node.storage.ballast import RELEASE_BYTES, START_BYTES, Ballast, default_ballast
-from node.storage.chunk_catalog import ABSENT, PREFIX_BYTES, ChunkCatalog, merged_page
+from node.storage.chunk_catalog import ChunkCatalog
 from node.storage.chunk_index import ChunkIndex, Damage, IndexDamaged, IndexFull, IndexUnavailable
 from node.storage.chunk_log import ChunkLog, LogFiles
+from node.storage.chunk_lookup import ChunkLookup
 from node.storage.chunk_operation import AddReference, Condemn, Delete, DropReference, Expire, Operation, Put
 from node.storage.chunk_reading import ChunkReading, Damaged, Position, PositionCache
 from node.storage.chunk_recovery import ChunkRecovery, Recovered
-from node.storage.chunk_state import REFERENCED, ChunkState
+from node.storage.chunk_state import ChunkState
 from node.storage.chunk_writer import Barrier, ChunkWriter, Rebuild, Retire, Seal
 from node.storage.disk import Disk
 from node.storage.file_evacuation import EvacuationDoors, FileEvacuation
 from node.storage.file_ledger import FileFigures
 from node.storage.lanes import THREADS, Lane, Lanes
+from node.storage.put_room import PutRoom
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +55,7 @@ READERS = 4
 """Reads from the disk at once; enough to keep a disk's queue busy, few enough to keep memory small."""
 
 QUEUE_BYTES = 256 * 1024 * 1024
-"""Payload bytes that may be queued for the writer, or be with it; a put beyond that waits before it is queued. It holds also while the
-disk hangs and every put is given up at its deadline: their payloads are there until the writer gets to them."""
+"""Payload bytes that may be queued for the writer, or be with it; a put beyond that waits before it is queued: see `put_room`."""
 
 INDEX_NAME = "chunks.sqlite"
 FILE_BYTES = 1024 * 1024 * 1024
@@ -109,6 +110,7 @@ class LogChunkStore:
         self._ballast = Ballast(disk, settings.directory)
         self._index = index or ChunkIndex(os.path.join(settings.directory, INDEX_NAME))
         self._catalog = ChunkCatalog(self._index)
+        self._lookup = ChunkLookup(self._catalog, self._index)
         self._reading = ChunkReading(self._files)
         self._positions = PositionCache()
         self._moves = 0
@@ -117,10 +119,7 @@ class LogChunkStore:
         self._writer: ChunkWriter | None = None
         self._readers: Lane | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queued_bytes = 0
-        """Of puts that have not ended, and of those given up whose payload the writer still holds."""
-        self._waiting: dict[asyncio.Future[None], None] = {}
-        """Puts for which there is no room yet, in their order."""
+        self._room = PutRoom(QUEUE_BYTES)
         self._reserve = 0
         self._reads = 0
         self._cached_reads = 0
@@ -187,10 +186,7 @@ class LogChunkStore:
         writer, self._writer = self._writer, None
         if writer is None:
             return
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_exception(StoreFailed("the chunk store is closed"))
-        self._waiting.clear()
+        self._room.close(StoreFailed("the chunk store is closed"))
         readers = self._readers
         assert readers is not None
         await readers.close()
@@ -210,9 +206,7 @@ class LogChunkStore:
         size = len(payload)
         if size > PAYLOAD_LIMIT:
             raise Invalid(f"a chunk has at most {PAYLOAD_LIMIT} bytes, not {size}", field="payload")
-        if self._queued_bytes and self._queued_bytes + size > QUEUE_BYTES:
-            await self._room(size)
-        self._queued_bytes += size
+        await self._room.take(size)
         checked: tuple[int, int] | None = None
         fault: str | None = None
         operation: Put | None = None
@@ -227,7 +221,7 @@ class LogChunkStore:
                 fault = await self._verify(chunk, held)
         finally:
             if operation is None or not operation.given_up:  # else the writer has the payload still: see `_answered`
-                self._give_back(size)
+                self._room.give(size)
 
     async def _verify(self, chunk: bytes, state: ChunkState) -> str | None:
         """What is wrong with a copy, None if nothing. Raises Busy."""
@@ -269,7 +263,7 @@ class LogChunkStore:
         until = self._running().age_ms() - int(self._settings.grace_s * 1000)
         if until < 0:
             return 0
-        chunks = await self._ask(self._freed, until, limit)
+        chunks = await self._ask(self._lookup.freed, until, limit)
         operations = [Expire(chunk, self._future(), until) for chunk in chunks]
         for operation in operations:
             self._queue(operation)
@@ -277,7 +271,7 @@ class LogChunkStore:
 
     async def freed_count(self) -> int:
         """Chunks without references, deleted when their grace period is over."""
-        return await self._ask(self._count_freed)
+        return await self._ask(self._lookup.count_freed)
 
     async def unlink_dead_files(self) -> int:
         """Unlink log files that nothing needs any more; returns how many went."""
@@ -412,7 +406,7 @@ class LogChunkStore:
         """See `ChunkStore.holds`."""
         for chunk in chunks:
             _check_chunk(chunk)
-        return await self._ask(self._hold, chunks)
+        return await self._ask(self._lookup.hold, chunks)
 
     async def list_partition(self, partition: int, bits: int, after: bytes | None, limit: int) -> list[ChunkEntry]:
         """See `ChunkStore.list_partition`."""
@@ -424,26 +418,26 @@ class LogChunkStore:
         first = (partition << width).to_bytes(CHUNK_ID_BYTES, "big")
         end = ((partition + 1) << width).to_bytes(CHUNK_ID_BYTES + 1, "big")
         below = end[1:] if end[0] == 0 else b"\xff" * (CHUNK_ID_BYTES + 1)
-        return await self._ask(self._list_span, first, below, after, limit)
+        return await self._ask(self._lookup.list_span, first, below, after, limit)
 
     async def list_referrer(self, referrer: bytes, after: bytes | None, limit: int) -> list[bytes]:
         """See `ChunkStore.list_referrer`."""
         _check_referrer(referrer)
         if limit < 1:
             raise Invalid("a page has at least one entry", field="limit")
-        return await self._ask(self._list_referrer, referrer, after, limit)
+        return await self._ask(self._lookup.list_referrer, referrer, after, limit)
 
     async def list_references(self, after: tuple[bytes, bytes] | None, limit: int) -> list[tuple[bytes, bytes]]:
         """See `ChunkStore.list_references`."""
         if limit < 1:
             raise Invalid("a page has at least one entry", field="limit")
-        return await self._ask(self._list_references, after, limit)
+        return await self._ask(self._lookup.list_references, after, limit)
 
     async def describe(self, chunks: Sequence[bytes]) -> list[ChunkEntry | None]:
         """See `ChunkStore.describe`."""
         for chunk in chunks:
             _check_chunk(chunk)
-        return await self._ask(self._describe, chunks)
+        return await self._ask(self._lookup.describe, chunks)
 
     def trees(self) -> Mapping[int, DigestTree]:
         """See `ChunkStore.trees`."""
@@ -477,92 +471,6 @@ class LogChunkStore:
         """The places in the log that are set aside."""
         return list(self._catalog.damages.values())
 
-    # -- on the readers' lane
-
-    def _hold(self, chunks: Sequence[bytes]) -> list[bool]:
-        states = self._catalog.bases(chunks, self._index.reader())
-        return [states[chunk] is not None for chunk in chunks]
-
-    def _list_span(self, first: bytes, below: bytes, after: bytes | None, limit: int) -> list[ChunkEntry]:
-        def inside(chunk: bytes, _: ChunkState | None) -> bool:
-            return first <= chunk < below and (after is None or chunk > after)
-
-        prefix = first[:PREFIX_BYTES]
-        if below[:PREFIX_BYTES] == prefix or below == _following(prefix):
-            newest = {chunk: state for chunk, state in self._catalog.overlay_of(prefix).items() if inside(chunk, state)}
-        else:
-            newest = self._catalog.overlay(inside)
-        reader = self._index.reader()
-        states: dict[bytes, ChunkState] = {chunk: state for chunk, state in newest.items() if state is not None}
-
-        def fetch(beyond: bytes | None, wanted: int) -> list[bytes]:
-            rows = reader.span(first, beyond, below, wanted)
-            states.update((chunk, state) for chunk, state in rows if chunk not in newest)
-            return [chunk for chunk, _ in rows]
-
-        page = merged_page(fetch, newest.__contains__, sorted(states), after, limit)
-        return [_entry(chunk, states[chunk]) for chunk in page]
-
-    def _list_referrer(self, referrer: bytes, after: bytes | None, limit: int) -> list[bytes]:
-        def inside(chunk: bytes, _: ChunkState | None) -> bool:
-            return after is None or chunk > after
-
-        newest = self._catalog.overlay(inside)
-        extra = sorted(
-            chunk for chunk, state in newest.items() if state is not None and state.reference(referrer) is not None
-        )
-        reader = self._index.reader()
-
-        def fetch(beyond: bytes | None, wanted: int) -> list[bytes]:
-            return reader.of_referrer(referrer, beyond or b"", wanted)
-
-        return merged_page(fetch, newest.__contains__, extra, after, limit)
-
-    def _list_references(self, after: tuple[bytes, bytes] | None, limit: int) -> list[tuple[bytes, bytes]]:
-        newest = self._catalog.overlay(lambda _chunk, _state: True)
-        first = after or (b"", b"")
-        extra = nsmallest(
-            limit,
-            (
-                pair
-                for chunk, state in newest.items()
-                if state is not None
-                for held in state.references
-                if (pair := (held.referrer, chunk)) > first
-            ),
-        )
-        reader = self._index.reader()
-
-        def fetch(beyond: tuple[bytes, bytes] | None, wanted: int) -> list[tuple[bytes, bytes]]:
-            return reader.pairs(beyond or (b"", b""), wanted)
-
-        return merged_page(fetch, lambda pair: pair[1] in newest, extra, after, limit)
-
-    def _describe(self, chunks: Sequence[bytes]) -> list[ChunkEntry | None]:
-        states = self._catalog.bases(chunks, self._index.reader())
-        return [None if (state := states[chunk]) is None else _entry(chunk, state) for chunk in chunks]
-
-    def _freed(self, until_ms: int, limit: int) -> list[bytes]:
-        newest = self._catalog.overlay(lambda _chunk, _state: True)
-        due = sorted(
-            (state.freed, chunk)
-            for chunk, state in newest.items()
-            if state is not None and REFERENCED < state.freed <= until_ms
-        )
-        found = [chunk for _, chunk in due[:limit]]
-        if len(found) < limit:
-            rows = self._index.reader().freed(until_ms, limit + len(newest))
-            found += [chunk for chunk in rows if chunk not in newest][: limit - len(found)]
-        return found
-
-    def _count_freed(self) -> int:
-        newest = self._catalog.overlay(lambda _chunk, _state: True)
-        reader = self._index.reader()
-        indexed = reader.find_many(list(newest))
-        lapsed = sum(state is not None and state.freed != REFERENCED for state in indexed.values())
-        waiting = sum(state is not None and state.freed != REFERENCED for state in newest.values())
-        return reader.freed_count() - lapsed + waiting
-
     # -- the event loop's side of the lanes
 
     def _running(self) -> ChunkWriter:
@@ -594,7 +502,7 @@ class LogChunkStore:
             future = operation.future
             if operation.given_up:
                 if isinstance(operation, Put):
-                    self._give_back(len(operation.payload))
+                    self._room.give(len(operation.payload))
             elif not future.done():
                 if isinstance(operation.outcome, Exception):
                     future.set_exception(operation.outcome)
@@ -647,49 +555,7 @@ class LogChunkStore:
             state = self._catalog.find(chunk)
             if state is None or isinstance(state, ChunkState):
                 return state
-        return await self._ask(self._look_up, chunk)
-
-    def _look_up(self, chunk: bytes) -> ChunkState | None:
-        state = self._catalog.find(chunk)
-        if state is ABSENT:
-            return self._index.reader().find(chunk)
-        assert state is None or isinstance(state, ChunkState)
-        return state
-
-    async def _room(self, size: int) -> None:
-        """Wait until `size` more bytes may be queued."""
-        while self._queued_bytes and self._queued_bytes + size > QUEUE_BYTES:
-            self._running()
-            waiter: asyncio.Future[None] = self._future()
-            self._waiting[waiter] = None
-            try:
-                await waiter
-            finally:
-                self._waiting.pop(waiter, None)  # given up: a disk that hangs may see any number of those
-
-    def _give_back(self, size: int) -> None:
-        """Payload bytes that nobody holds any more: let the waiting puts look again."""
-        self._queued_bytes -= size
-        if self._waiting:
-            waiting, self._waiting = self._waiting, {}
-            for waiter in waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-
-def _following(prefix: bytes) -> bytes | None:
-    """The smallest chunk id beyond all that begin with the prefix; None if there are no greater ones."""
-    number = int.from_bytes(prefix) + 1
-    return (
-        (number << 8 * (CHUNK_ID_BYTES - len(prefix))).to_bytes(CHUNK_ID_BYTES)
-        if number >> 8 * len(prefix) == 0
-        else None
-    )
-
-
-def _entry(chunk: bytes, state: ChunkState) -> ChunkEntry:
-    references = tuple([Reference(held.referrer, held.replicas) for held in state.references])
-    return ChunkEntry(chunk, state.length, references)
+        return await self._ask(self._lookup.look_up, chunk)
 
 
 def _check_chunk(chunk: bytes) -> None:

@@ -682,7 +682,7 @@ async def test_the_queue_holds_back_instead_of_growing(harness: Harness, monkeyp
         async def one(number: int) -> None:
             nonlocal most
             await put(store, payload_of(number, 3000))
-            most = max(most, store._queued_bytes)
+            most = max(most, store._room.taken)
 
         await asyncio.gather(*[one(number) for number in range(50)])
         assert most <= 10_000
@@ -692,7 +692,7 @@ async def test_the_queue_holds_back_instead_of_growing(harness: Harness, monkeyp
             task.cancel()
         await asyncio.gather(*cancelled, return_exceptions=True)
         await store.settle()
-        assert store._queued_bytes == 0
+        assert store._room.taken == 0
         await put(store, b"still going")
 
 
@@ -750,8 +750,8 @@ async def test_what_is_queued_stays_bounded_while_the_disk_hangs_and_every_put_i
                 given_up += map(chunk_of, payloads)
                 queued = sum(len(item.payload) for item in list(writer._queue) if isinstance(item, Put))
                 assert queued + size <= limit, "with the one that is being written"
-                assert queued + size == store._queued_bytes
-                assert not store._waiting
+                assert queued + size == store._room.taken
+                assert not store._room.waiting
             behind = asyncio.ensure_future(put(store, payload_of(1, size), BOB))
             tried = asyncio.ensure_future(store.add_reference(given_up[1], BOB))
             written = store.statistics().puts
@@ -759,7 +759,7 @@ async def test_what_is_queued_stays_bounded_while_the_disk_hangs_and_every_put_i
         assert await behind == given_up[0], "it brings the bytes itself"
         assert not await tried
         await store.settle()
-        assert store._queued_bytes == 0
+        assert store._room.taken == 0
         assert store.statistics().puts == written + 2
         assert [entry for entry in await store.describe(given_up) if entry] == [ChunkEntry(given_up[0], size, (BOB,))]
 
@@ -774,9 +774,9 @@ async def test_a_put_that_is_given_up_while_it_is_written_is_kept_and_gives_its_
             await gate.reached()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            assert store._queued_bytes == 3000
+            assert store._room.taken == 3000
         await store.settle()
-        assert store._queued_bytes == 0
+        assert store._room.taken == 0
         assert await store.read(chunk_of(payload_of(0, 3000))) == payload_of(0, 3000)
 
 
