@@ -63,5 +63,5 @@ def check(cluster: WholeCluster, stored: list[Stored], replicas: int, what: str,
 
 
 def _holders(cluster: WholeCluster, chunk: bytes, referrer: bytes) -> tuple[str, ...]:
-    machines = cluster.machines.values()
-    return tuple(m.name for m in machines if referrer in m.stores.references_on_disk(chunk))
+    machines = (*cluster.everybody(), *cluster.given_up)
+    return tuple(sorted({m.name for m in machines if referrer in m.stores.references_on_disk(chunk)}))

@@ -79,7 +79,7 @@ class CampaignCluster(WholeCluster):
         self._sync_s: dict[str, float] = {}
 
     def new_core(self, settings: PeerSettings, doors: Doors, life: Life) -> PeerCore:
-        machine = self.machines[settings.name]
+        machine = next(m for m in self.everybody() if m.host == settings.host)
         doors = self.fault.doors(machine, doors)
         self._set_pace(machine)
         settings = dataclasses.replace(settings, membership=MEMBERSHIP, tombstone_grace_s=TOMBSTONE_GRACE_S)
@@ -110,14 +110,14 @@ class CampaignCluster(WholeCluster):
 
     def request(self, machine: Machine, work: Any) -> asyncio.Task[Any]:
         """Work that dies with the machine's process."""
-        task = asyncio.get_running_loop().create_task(work, context=process_context(machine.name))
-        tasks = self._requests.setdefault(machine.name, {})
+        task = asyncio.get_running_loop().create_task(work, context=process_context(machine.host))
+        tasks = self._requests.setdefault(machine.host, {})
         tasks[task] = None
         task.add_done_callback(lambda done: tasks.pop(done, None))
         return task
 
     async def kill(self, machine: Machine, *, power: bool | None = None) -> None:
-        self.ending.add(machine.name)
+        self.ending.add(machine.host)
         tasks = self._cancel_requests(machine)
         if not self._closing:
             self._check_process(machine)
@@ -125,21 +125,21 @@ class CampaignCluster(WholeCluster):
         self.fault.after_kill(machine)
         if tasks:
             await asyncio.wait(tasks)
-        self.ending.discard(machine.name)
+        self.ending.discard(machine.host)
 
     async def stop(self, machine: Machine) -> None:
         """In good order: the requests that it has are cut off, and no more are taken."""
-        self.stopping.add(machine.name)
-        self.ending.add(machine.name)
+        self.stopping.add(machine.host)
+        self.ending.add(machine.host)
         self._cancel_requests(machine)
         await machine.stop()
-        self.ending.discard(machine.name)
-        self.stopping.discard(machine.name)
+        self.ending.discard(machine.host)
+        self.stopping.discard(machine.host)
 
     def process_ended(self, machine: Machine) -> None:
         self._cancel_requests(machine)
         if machine.stores.failure is not None:
-            self._note(f"! {machine.name} ends by itself: {machine.stores.failure!r}")
+            self._note(f"! {machine.host} ends by itself: {machine.stores.failure!r}")
             self._check_process(machine)
 
     async def close(self) -> None:
@@ -150,7 +150,7 @@ class CampaignCluster(WholeCluster):
 
     def check_processes(self) -> None:
         """None has ended by itself, and every log takes more, unless something on that machine's disks was made to fail."""
-        for machine in self.machines.values():
+        for machine in self.everybody():
             if machine._task is not None and machine._task.done() and not machine._task.cancelled():
                 machine._task.result()
             self._check_process(machine)
@@ -159,13 +159,13 @@ class CampaignCluster(WholeCluster):
         stores = machine.stores
         if not isinstance(stores, ProductionStores) or stores.was_made_to_fail or stores.end is None:
             return
-        detail = f"{machine.name}, whose disks work: {stores.end!r}"
+        detail = f"{machine.host}, whose disks work: {stores.end!r}"
         if shutil.disk_usage(stores.register_files.directory).free < ROOM_BYTES:
             detail += f" (there is no room in {stores.register_files.directory.parent})"
         raise BrokenError("no process ends by itself", detail)
 
     def _cancel_requests(self, machine: Machine) -> list[asyncio.Task[Any]]:
-        tasks = list(self._requests.get(machine.name, ()))
+        tasks = list(self._requests.get(machine.host, ()))
         for task in tasks:
             task.cancel()
         return tasks
@@ -175,13 +175,13 @@ class CampaignCluster(WholeCluster):
     def slow(self, machine: Machine, sync_s: float | None) -> None:
         """Every sync takes about so long; None: as always."""
         if sync_s is None:
-            self._sync_s.pop(machine.name, None)
+            self._sync_s.pop(machine.host, None)
         else:
-            self._sync_s[machine.name] = sync_s
+            self._sync_s[machine.host] = sync_s
         self._set_pace(machine)
 
     def _set_pace(self, machine: Machine) -> None:
-        slow = self._sync_s.get(machine.name)
+        slow = self._sync_s.get(machine.host)
         machine.stores.set_pace(slow or self._register_sync_s, slow or self._chunk_sync_s)
 
 

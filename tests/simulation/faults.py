@@ -21,6 +21,7 @@ from cluster.chunks.spread import Spread
 from cluster.chunks.store import Reference
 from cluster.errors import HoldfastError
 from cluster.governance.attestation import Attestation
+from cluster.governance.installed import InstalledLayout
 from cluster.governance.messages import Attest
 from cluster.peer.core import Doors, PeerCore
 from cluster.register.purge import Purger
@@ -185,6 +186,18 @@ class UndecidedTakenOver(Fault):
         core.register_mender.__class__ = CredulousMender
 
 
+class _AnyStores(InstalledLayout):
+    def stores(self, partition: int) -> bytes:
+        return b""
+
+
+class StoresIgnored(Fault):
+    """Nobody minds which disk a replica's name stands for."""
+
+    def rig(self, core: PeerCore) -> None:
+        core.installed.__class__ = _AnyStores
+
+
 class HalfOfJointRule(Fault):
     def rig(self, core: PeerCore) -> None:
         core.leader.__class__ = HalfRuleLeader
@@ -201,4 +214,5 @@ WHOLE_FAULTS: dict[str, Fault] = {
     "acceptor from an old copy votes": OldCopyVotes(),
     "anti-entropy takes over undecided records": UndecidedTakenOver(),
     "layout change without joint quorums": HalfOfJointRule(),
+    "which disk a name stands for is ignored": StoresIgnored(),
 }

@@ -18,6 +18,7 @@ CRASH, FREEZE, WIPE, OLD_COPY, CUT, SLOW, FULL = "crash", "freeze", "wipe", "old
 LONE_COPY, LONE_LEADER = "lone copy", "lone leader"
 BLACKOUT, JOIN, REMOVE, RESIZE, ABORT, AWAY = "blackout", "join", "remove", "resize", "abort", "away"
 POWER, ROT, EIO, ENOSPC, UPGRADE = "power", "rot", "eio", "enospc", "upgrade"
+REPLACE = "replace"
 
 CHUNKS = replace(SETTINGS, grace_s=5.0, file_bytes=16 * 1024, flush_states=8)
 """So little that files die, and are emptied, while the users are there."""
@@ -35,7 +36,7 @@ STORES: dict[str, StoresFactory] = {
 PLANNED = frozenset({JOIN, REMOVE, RESIZE, ABORT})
 """Changes of the layout: what somebody wanted."""
 
-LOSSES = frozenset({WIPE, OLD_COPY, LONE_COPY, ROT, EIO})
+LOSSES = frozenset({WIPE, OLD_COPY, LONE_COPY, ROT, EIO, REPLACE})
 """What takes copies on a disk for good."""
 
 
@@ -79,6 +80,15 @@ SCENARIOS: dict[str, Scenario] = {
     "wipes": Scenario(nodes=(3, 5), troubles={WIPE: 2, CRASH: 2, CUT: 1}, events=7, active_s=25.0, interval_s=20.0),
     "old-copies": Scenario(
         nodes=(3, 5), troubles={OLD_COPY: 2, CRASH: 2, CUT: 1}, events=7, active_s=25.0, interval_s=20.0
+    ),
+    "replaced": Scenario(
+        nodes=(3, 5),
+        operations=160,
+        troubles={REPLACE: 2, CRASH: 1, CUT: 1},
+        events=5,
+        active_s=30.0,
+        interval_s=20.0,
+        fewer=True,
     ),
     "lone-copies": Scenario(
         nodes=(3,),

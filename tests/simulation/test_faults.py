@@ -39,6 +39,7 @@ CAUGHT = [
     Row("wiped acceptor votes", "wipes", 7, NO_ORDER),
     Row("acceptor from an old copy votes", "lone-copies", 3, NO_ORDER),
     Row("anti-entropy takes over undecided records", "lone-leaders", 5, NO_ORDER),
+    Row("which disk a name stands for is ignored", "replaced", 3, NO_ORDER),
     Row("leader answers reads alone", "registers/three", 1, NO_ORDER),
 ]
 

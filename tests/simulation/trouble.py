@@ -41,6 +41,7 @@ from tests.simulation.scenario import (
     PLANNED,
     POWER,
     REMOVE,
+    REPLACE,
     RESIZE,
     ROT,
     SLOW,
@@ -238,17 +239,17 @@ class Trouble:
                 machine.start()
                 await asyncio.sleep(event.extra % 89 / 1000)  # it may fail again while the node starts
         elif event.kind == FREEZE:
-            cluster.network.freeze(machine.name)
+            cluster.network.freeze(machine.host)
             await asyncio.sleep(event.lasts)
-            cluster.network.thaw(machine.name)
+            cluster.network.thaw(machine.host)
         elif event.kind == CUT:
-            others = [name for name in cluster.machines if name != machine.name]
+            others = self._hosts_but(machine)
             count = 1 + event.extra % len(others)
             chosen = random.Random(event.extra).sample(others, count)
             one_way, refuse = event.extra % 5 == 0, event.extra % 3 == 0
-            cluster.cuts.cut(machine.name, chosen, one_way=one_way, refuse=refuse)
+            cluster.cuts.cut(machine.host, chosen, one_way=one_way, refuse=refuse)
             await asyncio.sleep(event.lasts)
-            cluster.cuts.mend(machine.name, chosen, one_way=one_way)
+            cluster.cuts.mend(machine.host, chosen, one_way=one_way)
         elif event.kind == SLOW:
             cluster.slow(machine, (0.02, 0.1, 0.5)[event.extra % 3])
             await asyncio.sleep(event.lasts)
@@ -271,8 +272,13 @@ class Trouble:
             await cluster.until(machine.has_layout, f"{machine.name} is back", WHOLE_AGAIN_S)
         elif event.kind == ROT:
             await self._rot(event, machine)
+        elif event.kind == REPLACE:
+            await self._replace(event, machine)
         else:
             await self._lose(event, machine)
+
+    def _hosts_but(self, machine: Machine) -> list[str]:
+        return [other.host for other in self._cluster.machines.values() if other is not machine]
 
     def _led_by(self, machine: Machine) -> list[RegisterKey]:
         """The users' registers that this machine leads when nothing is the matter."""
@@ -289,15 +295,15 @@ class Trouble:
         other, third = (self._cluster.machines[name] for name in view.rule(partition).members[1:3])
         cuts = self._cluster.cuts
         await asyncio.gather(*(users.put(machine, key, None) for key in keys))
-        cuts.cut(machine.name, [other.name, third.name], one_way=False, refuse=True)
+        cuts.cut(machine.host, [other.host, third.host], one_way=False, refuse=True)
         await asyncio.gather(*(users.put(machine, key, LONE_WRITE_S) for key in keys))
         await asyncio.gather(*(users.guess(other, key) for key in keys))
-        cuts.mend(machine.name, [other.name], one_way=False)
+        cuts.mend(machine.host, [other.host], one_way=False)
         other.running.repair.keys.note(partition, keys)
         await asyncio.sleep(MENDED_S)
         await asyncio.gather(*(users.read(other, key) for key in keys))
         await asyncio.gather(*(users.read(third, key) for key in keys))
-        cuts.mend(machine.name, [third.name], one_way=False)
+        cuts.mend(machine.host, [third.host], one_way=False)
 
     @staticmethod
     async def _writing(machine: Machine) -> None:
@@ -379,6 +385,56 @@ class Trouble:
         machine.start()
         await cluster.until(lambda: machine.core and cluster.settled(), f"{machine.name} relearned", WHOLE_AGAIN_S)
 
+    async def _replace(self, event: Event, machine: Machine) -> None:
+        """A node out of reach is given up, and started anew elsewhere with empty disks. Then the old one is back and runs on for a
+        while, with users who ask it, until somebody switches it off."""
+        cluster, others = self._cluster, self._hosts_but(machine)
+        with_one, frozen, refuse = event.extra % 2 == 0, event.extra % 4 == 1, event.extra % 3 == 0
+        cluster.losses += 1
+        self._at_risk = frozenset(machine.stores.chunks_on_disk())
+        if frozen:
+            cluster.network.freeze(machine.host)
+        else:
+            cluster.cuts.cut(machine.host, others, one_way=False, refuse=refuse)
+        new = cluster.replace(machine)
+        await asyncio.sleep(event.extra // 12 % 5)
+        new.start()
+        self._trace.note(f"! {new.name} is started anew at {new.host}")
+        if with_one:
+            await self._meet_one(event, machine, new)
+        else:
+            await asyncio.sleep(event.lasts)
+        if frozen:
+            cluster.network.thaw(machine.host)
+        else:
+            cluster.cuts.mend(machine.host, others, one_way=False)
+        self._trace.note(f"! {machine.name} is back at {machine.host} as well")
+        await asyncio.sleep(1.0 + event.extra // 60 % 5)
+        self._at_risk |= frozenset(machine.stores.chunks_on_disk())
+        await cluster.give_up(machine)
+        self._trace.note(f"! {machine.name} at {machine.host} is switched off")
+        await cluster.until(lambda: new.core and cluster.settled(), f"{new.host} relearned", WHOLE_AGAIN_S)
+
+    async def _meet_one(self, event: Event, old: Machine, new: Machine) -> None:
+        """When the new one has taken the old one's place, another misses a burst, and then meets nobody but the old one: the two are as
+        many as a quorum, and neither knows what was written."""
+        cluster, users, cuts = self._cluster, self._users, self._cluster.cuts
+        cuts.cut(old.host, [new.host], one_way=False, refuse=True)
+        await cluster.until(lambda: new.core and cluster.settled(), f"{new.host} relearned", WHOLE_AGAIN_S)
+        rest = [machine for machine in cluster.machines.values() if machine is not new]
+        third = rest.pop(event.extra // 12 % len(rest))
+        apart = [new.host, *(machine.host for machine in rest)]
+        self._trace.note(f"! {third.name} is cut off with the old {old.name}")
+        cuts.cut(third.host, apart, one_way=False, refuse=True)
+        await asyncio.gather(*(users.put(new, key, None) for key in users.keys))
+        await asyncio.sleep(SLOT_S)
+        cuts.mend(old.host, [third.host], one_way=False)
+        await asyncio.sleep(SLOT_S)
+        await asyncio.gather(*(users.read(one, key) for key in users.keys for one in (old, third) if one.has_layout()))
+        cuts.cut(old.host, [third.host], one_way=False, refuse=True)
+        cuts.mend(third.host, apart, one_way=False)
+        cuts.mend(old.host, [new.host], one_way=False)
+
     async def _leave_a_lone_copy(self, event: Event, machine: Machine) -> Any:
         """The machine's disks as they were before another was cut off and users wrote a burst: when they are put back, and the cut is
         mended, whatever was written has one copy less than a quorum."""
@@ -387,14 +443,14 @@ class Trouble:
         await cluster.kill(machine)
         machine.start()
         await cluster.until(lambda: machine.core and cluster.settled(), "a second boot", WHOLE_AGAIN_S)
-        others = [name for name in cluster.machines if name != machine.name]
+        others = self._hosts_but(machine)
         missing = others.pop(event.extra % len(others))
         since = asyncio.get_running_loop().time() - self._start
         await asyncio.sleep(SLOT_S - since % SLOT_S)
         self._trace.note(f"! {missing} misses a burst")
-        cluster.cuts.cut(missing, [machine.name, *others], one_way=False, refuse=True)
+        cluster.cuts.cut(missing, [machine.host, *others], one_way=False, refuse=True)
         await asyncio.sleep(BURST_S)
-        cluster.cuts.mend(missing, [machine.name, *others], one_way=False)
+        cluster.cuts.mend(missing, [machine.host, *others], one_way=False)
         return saved
 
     async def _change_layout(self, event: Event) -> None:

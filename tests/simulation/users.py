@@ -67,7 +67,7 @@ class Users:
 
     def gateway(self, rng: random.Random) -> Machine | None:
         cluster = self.cluster
-        up = [m for m in cluster.machines.values() if m.has_layout() and m.name not in cluster.stopping]
+        up = [m for m in cluster.everybody() if m.has_layout() and m.host not in cluster.stopping]
         return rng.choice(up) if up else None
 
     def now(self) -> float:
@@ -99,7 +99,7 @@ class Users:
             task.cancelled()
             and machine.core is not None
             and machine.lives == life
-            and machine.name not in self.cluster.ending
+            and machine.host not in self.cluster.ending
         ):
             raise BrokenError("nothing fails otherwise than it may", f"#{number} {what} was cancelled by nobody")
         answer = self._judge(task, number, what)

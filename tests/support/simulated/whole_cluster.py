@@ -37,17 +37,18 @@ RESTART_S = 2.0
 
 
 class Machine:
-    """A node: its disks, and the core that runs on them now."""
+    """A node: its disks, and the core that runs on them now. ``host``: where; what takes its place has the same name elsewhere."""
 
-    def __init__(self, name: str, cluster: WholeCluster, expect: int) -> None:
+    def __init__(self, name: str, cluster: WholeCluster, expect: int, host: str = "") -> None:
         self.name = name
+        self.host = host or name
         self._cluster = cluster
         self._expect = expect
-        self.rng = cluster.streams.stream(f"node {name}")
+        self.rng = cluster.streams.stream(f"node {self.host}")
         self.clock = (
-            VirtualClock.wild(cluster.streams.stream(f"clock {name}")) if cluster.wild_clocks else VirtualClock()
+            VirtualClock.wild(cluster.streams.stream(f"clock {self.host}")) if cluster.wild_clocks else VirtualClock()
         )
-        self.stores = cluster.stores(name, cluster.seed, self.rng)
+        self.stores = cluster.stores(self.host, cluster.seed, self.rng)
         self.belonging = MemoryBelonging()
         self.lives = 0
         self.release = PRESENT
@@ -60,12 +61,12 @@ class Machine:
     def start(self) -> None:
         assert self._task is None
         self._stopping = False
-        self._task = asyncio.get_running_loop().create_task(self._run(), context=process_context(self.name))
+        self._task = asyncio.get_running_loop().create_task(self._run(), context=process_context(self.host))
 
     async def _run(self) -> None:
         while True:
             await self.stores.run(self, self.clock)
-            self._cluster.network.kill(self.name)
+            self._cluster.network.kill(self.host)
             self.core = None
             self._cluster.process_ended(self)
             if self._stopping:
@@ -78,7 +79,7 @@ class Machine:
         """See `Hosted`."""
         self.lives += 1
         doors = Doors(
-            self.release.network(self._cluster.network.host(self.name)),
+            self.release.network(self._cluster.network.host(self.host)),
             self.clock,
             Inline(),
             self.rng,
@@ -91,11 +92,11 @@ class Machine:
             name=self.name,
             release=self.release.name,
             secret=b"sixteen characters",
-            host=self.name,
+            host=self.host,
             port=PEER_PORT,
-            advertise_host=self.name,
+            advertise_host=self.host,
             advertise_port=PEER_PORT,
-            seeds=tuple((name, PEER_PORT) for name in self._cluster.machines if name != self.name),
+            seeds=tuple((m.host, PEER_PORT) for m in self._cluster.machines.values() if m.name != self.name),
             bootstrap_expect=self._expect,
             partition_bits=PARTITION_BITS,
             auto_layout=self._cluster.auto_layout,
@@ -121,7 +122,7 @@ class Machine:
         """The process is gone, with whatever was not on disk. ``power``: see `Stores.crash`."""
         assert self._task is not None
         self.stores.crash(power=power)
-        self._cluster.network.kill(self.name)
+        self._cluster.network.kill(self.host)
         self._task.cancel()
         await self._ended()
 
@@ -205,12 +206,29 @@ class WholeCluster:
         self.volumes = VolumeSettings(sweep_age_s=sweep_age_s, sweep_period_s=120.0)
         self.network = SimulatedNetwork(self.streams.stream("network"), weather)
         self.machines: dict[str, Machine] = {}
+        self.replaced: list[Machine] = []
+        """Whose place another machine has taken, and whose process is there still."""
+        self.given_up: list[Machine] = []
+        """And those of them that have been switched off."""
         for index in range(size):
             self.add(f"n{index + 1}", size)
 
     def add(self, name: str, expect: int = 0) -> Machine:
         self.machines[name] = Machine(name, self, expect)
         return self.machines[name]
+
+    def replace(self, machine: Machine) -> Machine:
+        """Another machine of that name, with empty disks, that knows of no cluster. The old one runs on, until `give_up`."""
+        self.replaced.append(machine)
+        new = self.machines[machine.name] = Machine(machine.name, self, 0, machine.host + "'")
+        new.release = machine.release
+        return new
+
+    async def give_up(self, machine: Machine) -> None:
+        """A replaced one is switched off."""
+        await self.kill(machine)
+        self.replaced.remove(machine)
+        self.given_up.append(machine)
 
     def new_core(self, settings: PeerSettings, doors: Doors, life: Life) -> PeerCore:
         """What a machine's process is made of. A campaign gives it other settings, or parts that are wrong on purpose."""
@@ -229,12 +247,16 @@ class WholeCluster:
 
     async def close(self) -> None:
         try:
-            for machine in self.machines.values():
+            for machine in self.everybody():
                 if machine._task is not None:
                     await self.kill(machine)
         finally:
-            for machine in self.machines.values():
+            for machine in (*self.everybody(), *self.given_up):
                 machine.stores.remove()
+
+    def everybody(self) -> list[Machine]:
+        """Also those whose place is taken."""
+        return [*self.machines.values(), *self.replaced]
 
     async def kill(self, machine: Machine, *, power: bool | None = None) -> None:
         """See `Machine.kill`. A campaign also ends what users have asked of it."""
@@ -342,7 +364,7 @@ T = TypeVar("T")
 
 async def as_client(core: PeerCore, work: Coroutine[Any, Any, T]) -> T:
     """Run `work` in the process of that node, for a client outside, who can give up without waiting for the process to notice."""
-    task = asyncio.get_running_loop().create_task(work, context=process_context(core.rpc.me.name))
+    task = asyncio.get_running_loop().create_task(work, context=process_context(core.settings.host))
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
