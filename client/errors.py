@@ -129,6 +129,7 @@ _BY_CODE: dict[str, type[HoldfastError]] = {
     "busy": Unavailable,
     "stale-layout": Unavailable,
     "peer-unavailable": Unavailable,
+    "unsupported": Unavailable,
     "outcome-unknown": OutcomeUnknown,
     "peer-lost": OutcomeUnknown,
     "no-space": NoSpace,

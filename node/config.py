@@ -93,7 +93,7 @@ class Settings:
     )
     api_hosts: str | None = _setting(
         "names with a dot under which clients may ask an API without a token, separated by commas; *.example.org for all below, * for any "
-        "(default: the host's name and the one to advertise). Web pages could use others to get past a browser"
+        "(default: those of --api and --advertise, and the host's name). Web pages could use others to get past a browser"
     )
     chunk_grace_s: str | None = _setting("seconds a chunk without references is kept (default 3600)")
     retired_grace_s: str | None = _setting(
@@ -264,7 +264,7 @@ def check(settings: Settings) -> Config:
         auto_layout=_boolean(settings.auto_layout, "auto_layout"),
         api_token=token,
         allow_anonymous=anonymous,
-        api_hosts=_hosts(settings.api_hosts, advertise_host),
+        api_hosts=_hosts(settings.api_hosts, api_host, advertise_host),
         chunk_grace_s=float(_integer(settings.chunk_grace_s, "chunk_grace_s", 0, 1 << 31, 3600)),
         retired_grace_s=_seconds(settings.retired_grace_s, "retired_grace_s", 0, RETIRED_GRACE_S),
         reserve=None if settings.reserve is None else _integer(settings.reserve, "reserve", 0, 1 << 62, 0),
@@ -374,9 +374,9 @@ def _advertised(text: str | None, peer_host: str, peer_port: int) -> tuple[str, 
     return text.strip("[]"), peer_port
 
 
-def _hosts(text: str | None, advertise_host: str) -> tuple[str, ...]:
+def _hosts(text: str | None, api_host: str, advertise_host: str) -> tuple[str, ...]:
     if text is None:
-        return (socket.gethostname(), advertise_host)
+        return (socket.gethostname(), api_host, advertise_host)
     hosts = tuple(part.strip() for part in text.split(",") if part.strip())
     for host in hosts:
         if host != "*" and not _HOST.fullmatch(host):

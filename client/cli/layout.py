@@ -153,8 +153,8 @@ def planned_in(document: dict[str, Any]) -> Planned | None:
 
 def _plan(text: str, *, as_json: bool) -> Planned:
     """The plan of that name, as a user types it."""
-    version, _, fingerprint = text.partition("-")
-    if not (version.isascii() and version.isdigit()):
+    version, dash, fingerprint = text.partition("-")
+    if not (version.isascii() and version.isdigit()) or (dash and not fingerprint):
         fail(Invalid(f"{text!r} is no plan: `holdfast layout plan` names it, such as 7-0c9f21ab"), as_json=as_json)
     return Planned(int(version), fingerprint or None)
 

@@ -33,6 +33,9 @@ from cluster.rpc.service import Handlers, IncomingCall
 FETCH_DEADLINE_S = 2.0
 """For fetching a newer state from the peer that has it."""
 
+PREPARED_AT_ONCE = 1 << 14
+"""Entries of preference lists that are worked out in one go: some 50 ms, in which one of the threads for hashing does nothing else."""
+
 LAYOUT_META = "layout"
 """The name under which the installed state is kept in the register store."""
 
@@ -219,7 +222,9 @@ class InstalledLayout:
         state = replace(state, current=known(state.current), next=state.next and known(state.next))
         self._prepared = state.layouts()  # also when this is cancelled: whoever comes next goes on with them
         for layout in state.layouts():
-            await self._offload.run(layout.prepare)
+            step = max(1, PREPARED_AT_ONCE // len(layout.nodes))
+            for start in range(0, layout.partitions, step):
+                await self._offload.run(layout.prepare, start, min(start + step, layout.partitions))
         return state
 
     async def forget_memory(self) -> None:

@@ -41,6 +41,13 @@ class StagedChange:
     capacity: int | None = None
     remove: bool = False
 
+    def granted(self, layout: Layout) -> bool:
+        """Whether the node is in the layout as it is wished to be."""
+        node = layout.node(self.name)
+        if node is None or self.remove:
+            return False
+        return self.zone in {None, node.zone} and self.capacity in {None, node.capacity}
+
 
 @dataclass(frozen=True)
 class LayoutState:
@@ -120,12 +127,13 @@ class LayoutState:
 
     def begin_unasked(self, layout: Layout, write_id: bytes) -> LayoutState:
         """Start filling a layout that no operator has asked for: without nodes that have been dead for long, or with them again.
-        What is staged stays so. Raises Conflict while another change is under way."""
+        What is staged stays so, but for what this layout grants. Raises Conflict while another change is under way."""
         self.require_no_change()
         kept = {node.name for node in layout.nodes}
         gone = {node.name for node in self.current.nodes} - kept
         outed = tuple(sorted((gone | set(self.outed)) - kept))
-        return replace(self, epoch=self.epoch + 1, write_id=write_id, next=layout, outed=outed)
+        staged = tuple(change for change in self.staged if not change.granted(layout))
+        return replace(self, epoch=self.epoch + 1, write_id=write_id, next=layout, outed=outed, staged=staged)
 
     def finish(self, write_id: bytes) -> LayoutState:
         """Everything is copied: the next layout is the current one."""

@@ -39,8 +39,8 @@ MAX_CAPACITY: Final = (1 << 63) - 1
 MAX_HOST_LENGTH: Final = 255
 """The longest DNS name (RFC 1035)."""
 
-PREFERENCE_CACHE_ENTRIES: Final = 1 << 20
-"""Node names held by cached preference lists, all together (8 MiB of pointers): 1024 partitions of a 1000-node cluster."""
+PREFERENCE_CACHE_ENTRIES: Final = 1 << 22
+"""Node names held by cached preference lists, all together (32 MiB of pointers): 1024 partitions of the largest cluster."""
 
 NAME_PATTERN: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 """Names of nodes and zones."""
@@ -176,10 +176,10 @@ class Layout:
             known = self._preferences[partition] = self._order_all(partition)
         return known
 
-    def prepare(self) -> None:
-        """Work out every preference list that the cache has room for: 2 to 4 us a partition and node, seconds in a large cluster. In a
-        thread, before anybody on the event loop needs them."""
-        for partition in range(min(self.partitions, PREFERENCE_CACHE_ENTRIES // len(self.nodes))):
+    def prepare(self, start: int, stop: int) -> None:
+        """Work out the preference lists of some partitions: 2 to 4 us a partition and node. In a thread, before anybody on the event
+        loop needs them."""
+        for partition in range(start, stop):
             self.preference(partition)
 
     def _order_all(self, partition: int) -> tuple[str, ...]:

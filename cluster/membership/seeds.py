@@ -1,9 +1,12 @@
 """Whom to ask at first: addresses from the configuration, tried until each has led to a living member.
 
 Pure: time and the living members come in. A seed that answered is bound to the name that answered, and is left alone for as
-long as that member seems alive; so a cluster that split, or whose nodes all moved, finds together by its seeds again. Until there is
-a layout they are asked now and then all the same: a name may stand for more machines by and by (a headless service), at first perhaps
-for nobody but oneself.
+long as that member seems alive; so a cluster that split, or whose nodes all moved, finds together by its seeds again.
+
+A name may stand for many machines (a headless service), for more of them by and by, and at first perhaps for nobody but oneself. So seeds
+are asked again now and then until there is a layout, and while nobody else is there. And an address at which nobody answered is unmet,
+though others of its name have: somebody may be there who knows of a cluster. Unless it is of another family (IPv6) than all that did:
+there a node may well not listen.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ class _Seed:
     due: float = 0.0
     wait_s: float = 0.0
     name: str | None = None
+    silent: tuple[str, ...] = ()
+    """Of its addresses, where nobody answered although somebody did at others."""
     busy: bool = False
 
 
@@ -43,7 +48,12 @@ class Seeds:
 
     def unmet(self) -> list[Address]:
         """Those at which nobody has answered yet."""
-        return [address for address, seed in self._seeds.items() if seed.name is None]
+        found: dict[Address, None] = {}
+        for address, seed in self._seeds.items():
+            if seed.name is None:
+                found[address] = None
+            found.update(dict.fromkeys((silent, address[1]) for silent in seed.silent))
+        return list(found)
 
     def due(self, time: float, alive: Collection[str], *, alone: bool, forming: bool) -> list[Address]:
         """The addresses to try now, at most `SEEDS_AT_ONCE`; each is to be `answered` or `failed` before it is due again.
@@ -52,41 +62,42 @@ class Seeds:
         chosen: list[Address] = []
         for address, seed in self._seeds.items():
             met = seed.name is not None and seed.name in alive
-            if seed.busy or (met and not forming):
+            if seed.busy or (met and not forming and not alone):
                 continue
             if alone:
                 seed.due = min(seed.due, time + self._settings.seed_retry_alone_s)
-            if seed.due + (self._settings.seed_retry_limit_s if met and not alone else 0) <= time:
+            at_leisure = met and not seed.silent and not (forming and alone)
+            if seed.due + (self._settings.seed_retry_limit_s if at_leisure else 0) <= time:
                 seed.busy = True
                 chosen.append(address)
                 if len(chosen) == SEEDS_AT_ONCE:
                     break
         return chosen
 
-    def answered(self, address: Address, name: str, time: float) -> None:
-        """``name`` answered at ``address``."""
+    def answered(self, address: Address, name: str, time: float, silent: Iterable[str] = ()) -> None:
+        """``name`` answered at ``address``, and nobody at ``silent``, which it stands for as well."""
         seed = self._seeds.get(address)
         if seed is not None:
-            seed.busy, seed.name, seed.wait_s, seed.due = False, name, 0.0, time + self._settings.seed_retry_s
+            seed.name, seed.silent = name, tuple(silent)
+            self._again(seed, time, in_vain=bool(seed.silent))
 
-    def failed(self, address: Address, time: float, *, others: bool = False) -> None:
-        """Nobody answered at ``address``. ``others``: besides oneself, whom it had seemed to stand for alone."""
+    def failed(self, address: Address, time: float) -> None:
+        """Nobody answered at ``address``."""
         seed = self._seeds.get(address)
         if seed is not None:
-            seed.busy = False
-            if others:
-                seed.name = None
-            seed.wait_s = min(max(self._settings.seed_retry_s, 2 * seed.wait_s), self._settings.seed_retry_limit_s)
-            seed.due = time + seed.wait_s
+            self._again(seed, time, in_vain=True)
+
+    def _again(self, seed: _Seed, time: float, *, in_vain: bool) -> None:
+        settings = self._settings
+        seed.busy = False
+        seed.wait_s = min(max(settings.seed_retry_s, 2 * seed.wait_s), settings.seed_retry_limit_s) if in_vain else 0.0
+        seed.due = time + (seed.wait_s or settings.seed_retry_s)
 
 
-def who_answered(me: str, met: Mapping[str, str | None]) -> str | None:
-    """To whom a seed has led: one of the others if there are any, oneself, or nobody yet. ``met``: for each of its addresses the name
-    that answered there, None for silence. Where oneself is one of several, the others must have been heard before that tells anything;
-    unless their address is of another family, at which a node may well not listen (``localhost``)."""
-    others = [name for name in met.values() if name is not None and name != me]
-    if others:
-        return others[0]
-    mine = {":" in address for address, name in met.items() if name == me}
-    silent = {":" in address for address, name in met.items() if name is None}
-    return me if mine and not mine & silent else None
+def who_answered(me: str, met: Mapping[str, str | None]) -> tuple[str | None, tuple[str, ...]]:
+    """To whom a seed has led: one of the others if there are any, oneself, or nobody; and at which of its addresses somebody may be who
+    has not answered. ``met``: for each of them the name that did, None for silence."""
+    names = [name for name in met.values() if name is not None]
+    families = {":" in address for address, name in met.items() if name is not None}
+    silent = tuple(address for address, name in met.items() if name is None and (":" in address) in families)
+    return next((name for name in names if name != me), names[0] if names else None), silent

@@ -54,8 +54,8 @@ LEAVE_FANOUT = 32
 CALLS_LIMIT = 256
 """Calls of this service under way at once. Far above what a healthy node has (some ten); past it sends are dropped, as if lost."""
 
-SEED_ADDRESSES = 64
-"""Addresses of one seed's name that are tried; those of a larger cluster are heard of through these."""
+SEED_ADDRESSES = 16
+"""Addresses of one seed's name that are tried at once; those of a larger cluster are heard of through these."""
 
 PATIENCE_LIMIT_S = 5.0
 """The longest that a helper waits for a target, whatever it is asked."""
@@ -367,11 +367,11 @@ class Membership:
             async with asyncio.TaskGroup() as tasks:
                 for address in addresses[:SEED_ADDRESSES]:
                     tasks.create_task(greet(address))
-        name = who_answered(self._swim.me.name, met)
+        name, silent = who_answered(self._swim.me.name, met)
         if name is None:
-            self._seeds.failed(seed, self._swim.health.time, others=self._swim.me.name in met.values())
+            self._seed_failed(seed)
         else:
-            self._seeds.answered(seed, name, self._swim.health.time)
+            self._seeds.answered(seed, name, self._swim.health.time, silent)
             self._settle()
 
     async def _greet(self, host: str, port: int) -> str | None:

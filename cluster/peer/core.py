@@ -336,24 +336,24 @@ class PeerCore:
     async def _check_seeds(self) -> None:
         """Ask the seeds once: a wrong secret or a foreign data directory is better told at the start than retried for ever. A node with
         a layout knows its cluster, and does without a seed whose address has become another's: it stops only when its secret is
-        wrong for all who answer."""
-        refused: Unauthorized | None = None
-        accepted = False
+        wrong for every seed."""
+        refusals: list[HoldfastError] = []
+        asked = 0
         for host, port in self.settings.seeds:
             if (host, port) == (self.settings.advertise_host, self.settings.advertise_port):
                 continue
+            asked += 1
             try:
                 await self.rpc.call_address(host, port, GetState(), deadline_s=SEED_CHECK_S)
-                accepted = True
             except (Unauthorized, WrongCluster) as error:
                 if self.installed.state is None:
                     raise
                 if isinstance(error, Unauthorized):
-                    refused = error
+                    refusals.append(error)
             except HoldfastError:
                 continue
-        if refused is not None and not accepted:
-            raise refused
+        if refusals and len(refusals) == asked:
+            raise refusals[0]
 
     def _follow_member(self, before: Member | None, now: Member) -> None:
         """A node is back: what could not be told to it can be now."""

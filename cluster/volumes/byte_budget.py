@@ -23,6 +23,11 @@ class ByteBudget:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def wanted(self) -> int:
+        """Bytes that are waited for."""
+        return sum(amount for amount, turn in self._waiting if not turn.done())
+
     async def take(self, amount: int) -> None:
         """Wait until ``amount`` bytes (at most the capacity) are free and everybody before has been served."""
         assert 0 <= amount <= self.capacity, f"{amount} bytes at once exceed the budget of {self.capacity}"

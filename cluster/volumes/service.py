@@ -83,6 +83,8 @@ class VolumeSettings:
     """Of those besides that come so slowly that others would wait for them."""
     slow_body_s: float = 5.0
     """A piece that its client has not sent in so long makes way for others: less than 840 KB/s at the default chunk size."""
+    refuse_body_s: float = 60.0
+    """Where there is no way to make, its body is refused after so long: less than 70 KB/s, while more than thirty are as slow."""
     read_budget: int = 64 << 20
     """Of all requests' read-ahead; the first piece of each is not counted."""
     write_window: int = WRITE_WINDOW
@@ -113,7 +115,10 @@ class VolumeService:
         budgets = (self.settings.write_budget, self.settings.slow_write_budget, self.settings.read_budget)
         assert min(budgets) >= MAX_CHUNK_BYTES
         self.write_budget = WriteBudget(
-            self.settings.write_budget, self.settings.slow_write_budget, self.settings.slow_body_s
+            self.settings.write_budget,
+            self.settings.slow_write_budget,
+            self.settings.slow_body_s,
+            self.settings.refuse_body_s,
         )
         self.read_budget = ByteBudget(self.settings.read_budget)
         self._chunks = chunks

@@ -47,23 +47,29 @@ def check_not_cross_site(method: str, fetch_site: str | None, origin: str | None
 
     A node without a token on loopback trusts whoever is on the machine; that must not include every page open in its browser.
     Browsers say where a request comes from in Sec-Fetch-Site, but only to https and loopback, and in Origin, to anybody; other clients
-    send neither. The host of the ``origin`` must be the one that is asked. Raises Unauthorized.
+    send neither. Without the first, the host of the ``origin`` must be the one that is asked; with it that is not looked at, since a
+    proxy may have changed the host. Raises Unauthorized.
     """
     if method in _SAFE_METHODS:
         return
-    foreign = fetch_site is not None and fetch_site.lower() not in ("same-origin", "none")
-    if origin is not None:  # "null" too: a page that hides where it comes from
-        foreign = foreign or host is None or origin.lower().partition("://")[2] != host.lower()
+    if fetch_site is not None:
+        foreign = fetch_site.lower() not in ("same-origin", "none")
+    else:  # an origin "null" too: a page that hides where it comes from
+        foreign = origin is not None and (host is None or origin.lower().partition("://")[2] != host.lower())
     if foreign:
         raise Unauthorized("Changes asked for by a web page of another site are refused")
+
+
+PRIVATE = (".localhost", ".localdomain", ".local", ".internal", ".test", ".home.arpa")
+"""Ends of names that are never sold: RFC 6761, 6762 and 8375, and ICANN's reservation of 2024."""
 
 
 class ApiHosts:
     """The names under which an API without a token may be asked.
 
     A web page can give its own name this machine's address (DNS rebinding), and is then of one site with the API in the eyes of its
-    browser. It can't do that with an address, nor with a name without a dot, which no registry sells; other names must be known:
-    ``configured`` ones, where ``*.example.org`` stands for all below it and ``*`` for any.
+    browser. It can't do that with an address, nor with a name that no registry sells (without a dot, or below `PRIVATE`); other names must
+    be known: ``configured`` ones, where ``*.example.org`` stands for all below it and ``*`` for any.
     """
 
     __slots__ = ("_any", "_names", "_suffixes")
@@ -72,7 +78,7 @@ class ApiHosts:
         names = [name.lower().rstrip(".") for name in configured]
         self._any = "*" in names
         self._names = {name for name in names if "*" not in name}
-        self._suffixes = (".localhost", *(name[1:] for name in names if name.startswith("*.")))
+        self._suffixes = (*PRIVATE, *(name[1:] for name in names if name.startswith("*.")))
 
     def check(self, host: str | None) -> None:
         """``host``: the Host header; clients that send none are no browsers. Raises RefusalError with 421."""

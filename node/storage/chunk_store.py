@@ -186,7 +186,7 @@ class LogChunkStore:
         writer, self._writer = self._writer, None
         if writer is None:
             return
-        self._room.close(StoreFailed("the chunk store is closed"))
+        self._room.close("the chunk store is closed")
         readers = self._readers
         assert readers is not None
         await readers.close()

@@ -1,12 +1,14 @@
-"""Room for payloads on their way to the disk: puts wait, in their order, until there is some.
+"""Room for payloads on their way to the disk: puts wait until there is some for them.
 
-It holds also while the disk hangs and every put is given up at its deadline: a payload that the writer still holds takes its room until the
-writer gets to it.
+Whoever fits goes first: small puts overtake a large one that waits, and none waits while there is room for it. It holds also while the disk
+hangs and every put is given up at its deadline: a payload that the writer still holds takes its room until the writer gets to it.
 """
 
 from __future__ import annotations
 
 import asyncio
+
+from cluster.chunks.store import StoreFailed
 
 
 class PutRoom:
@@ -16,7 +18,7 @@ class PutRoom:
         self._limit = limit
         self._taken = 0
         self._waiting: dict[asyncio.Future[None], None] = {}
-        self._closed: Exception | None = None
+        self._closed = ""
 
     @property
     def taken(self) -> int:
@@ -27,10 +29,10 @@ class PutRoom:
         return len(self._waiting)
 
     async def take(self, size: int) -> None:
-        """Wait until ``size`` more bytes may be held. Raises what `close` was given."""
+        """Wait until ``size`` more bytes may be held. Raises StoreFailed after `close`."""
         while self._taken and self._taken + size > self._limit:
-            if self._closed is not None:
-                raise self._closed
+            if self._closed:
+                raise StoreFailed(self._closed)
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting[waiter] = None
             try:
@@ -47,10 +49,10 @@ class PutRoom:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def close(self, error: Exception) -> None:
-        """Whoever waits, or would have to, gets the error."""
-        self._closed = error
+    def close(self, reason: str) -> None:
+        """Whoever waits, or would have to, is told."""
+        self._closed = reason
         for waiter in self._waiting:
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(StoreFailed(reason))
         self._waiting.clear()

@@ -258,7 +258,7 @@ def test_cluster_and_layout(run: Run, served: FakeCluster) -> None:
     ]
     staged = [{"name": "n3", "remove": True}, {"name": "n1", "capacity": 500 << 30, "zone": "z"}]
     assert served.posted == [("/v1/layout/plan", {"stage": staged})]
-    for wanted in ("x", "4c", "-c0ffee00"):
+    for wanted in ("x", "4c", "4-", "-c0ffee00"):
         assert run("layout", "apply", "--", wanted).exit_code == 2
     assert len(served.posted) == 1
     assert run("layout", "apply", "4").exit_code == 0

@@ -46,7 +46,10 @@ def test_defaults_are_safe() -> None:
 
 
 def test_the_names_of_an_open_api() -> None:
-    assert load(["--advertise", "n1.example.org"], BASE).api_hosts == (socket.gethostname(), "n1.example.org")
+    hosts = load(
+        ["--advertise", "n1.example.org", "--api", "store.example.org:7480", "--allow-anonymous"], BASE
+    ).api_hosts
+    assert hosts == (socket.gethostname(), "store.example.org", "n1.example.org")
     assert load(["--api-hosts", "*.example.org, *"], BASE).api_hosts == ("*.example.org", "*")
 
 

@@ -103,23 +103,52 @@ def test_until_there_is_a_layout_a_seed_is_asked_again_although_it_has_answered(
     assert seeds.due(11.6, {"me", "other"}, alone=False, forming=True) == [("a", 1)]
 
 
+def test_a_node_that_is_alone_asks_again_also_with_a_layout() -> None:
+    seeds = Seeds([("a", 1)], SETTINGS)
+    seeds.answered(("a", 1), "me", 0.0)
+    assert seeds.due(9.0, {"me"}, alone=True, forming=False) == []
+    assert seeds.due(11.0, {"me"}, alone=True, forming=False) == [("a", 1)]
+    seeds.answered(("a", 1), "me", 11.0)
+    assert seeds.due(30.0, {"me", "other"}, alone=False, forming=False) == []
+
+
+def test_an_address_where_nobody_answered_is_unmet_although_others_of_its_name_did() -> None:
+    seeds = Seeds([("all", 1), ("b", 2)], SETTINGS)
+    seeds.answered(("b", 2), "n2", 0.0)
+    seeds.answered(("all", 1), "n2", 0.0, ["10.0.0.3"])
+    assert seeds.unmet() == [("10.0.0.3", 1)]
+    tried = []
+    for tenth in range(100):
+        time = tenth / 10
+        if seeds.due(time, {"me", "n2"}, alone=False, forming=True):
+            tried.append(time)
+            seeds.answered(("all", 1), "n2", time, ["10.0.0.3"])
+    assert tried == [0.5, 1.5, 3.5, 7.5]
+    assert seeds.due(100.0, {"me", "n2"}, alone=False, forming=False) == [], "there is a layout by now"
+    seeds.answered(("all", 1), "n2", 100.0, [])
+    assert seeds.unmet() == []
+
+
 @pytest.mark.parametrize(
-    ("met", "name"),
+    ("met", "name", "silent"),
     [
-        ({}, None),
-        ({"a": None}, None),
-        ({"a": "n2"}, "n2"),
-        ({"a": "me"}, "me"),
-        ({"10.0.0.1": "me", "10.0.0.2": "n2"}, "n2"),
-        ({"10.0.0.1": "me", "10.0.0.2": None}, None),
-        ({"10.0.0.1": None, "10.0.0.2": "n2"}, "n2"),
-        ({"10.0.0.1": "me", "10.0.0.2": "me"}, "me"),
-        ({"127.0.0.1": "me", "::1": None}, "me"),
-        ({"127.0.0.1": "me", "127.0.0.2": None, "::1": "me"}, None),
+        ({}, None, ()),
+        ({"a": None}, None, ()),
+        ({"a": "n2"}, "n2", ()),
+        ({"a": "me"}, "me", ()),
+        ({"10.0.0.1": "me", "10.0.0.2": "n2"}, "n2", ()),
+        ({"10.0.0.1": "me", "10.0.0.2": None}, "me", ("10.0.0.2",)),
+        ({"10.0.0.1": None, "10.0.0.2": "n2", "10.0.0.3": None}, "n2", ("10.0.0.1", "10.0.0.3")),
+        ({"10.0.0.1": "me", "10.0.0.2": "me"}, "me", ()),
+        ({"127.0.0.1": "me", "::1": None}, "me", ()),
+        ({"127.0.0.1": "me", "127.0.0.2": None, "::1": "me"}, "me", ("127.0.0.2",)),
+        ({"10.0.0.1": None, "10.0.0.2": None}, None, ()),
     ],
 )
-def test_a_name_of_many_machines_leads_to_the_others(met: dict[str, str | None], name: str | None) -> None:
-    assert who_answered("me", met) == name
+def test_a_name_of_many_machines_leads_to_the_others(
+    met: dict[str, str | None], name: str | None, silent: tuple[str, ...]
+) -> None:
+    assert who_answered("me", met) == (name, silent)
 
 
 def test_only_a_few_seeds_are_tried_at_once() -> None:

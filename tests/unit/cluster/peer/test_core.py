@@ -11,7 +11,15 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 from cluster.doors.offload import Inline
-from cluster.errors import Conflict, HoldfastError, Invalid, QuorumUnavailable, Unauthorized, WrongCluster
+from cluster.errors import (
+    Conflict,
+    HoldfastError,
+    Invalid,
+    PeerUnavailable,
+    QuorumUnavailable,
+    Unauthorized,
+    WrongCluster,
+)
 from cluster.governance.attestation import Attestation
 from cluster.governance.state import LayoutState, StagedChange
 from cluster.register.key import RegisterKey
@@ -313,8 +321,9 @@ def test_a_seed_whose_address_is_anothers_by_now_does_not_stop_a_node_that_has_a
         for error in (WrongCluster("of another cluster"), Unauthorized("another secret")):
             answers = {seeds[0]: error}
             await core._check_seeds()
-        answers = dict.fromkeys(seeds, WrongCluster("of another cluster"))
-        await core._check_seeds()
+        for rest in (WrongCluster("of another cluster"), PeerUnavailable("is not up yet")):
+            answers = {**dict.fromkeys(seeds, rest), seeds[0]: Unauthorized("another secret")}
+            await core._check_seeds()
         answers = dict.fromkeys(seeds, Unauthorized("another secret"))
         with pytest.raises(Unauthorized):
             await core._check_seeds()
@@ -426,13 +435,21 @@ def test_wishes_that_no_plan_can_meet_are_not_staged_and_none_are_during_a_chang
 def test_a_joiner_that_is_taken_in_by_itself_does_not_apply_what_is_only_planned() -> None:
     async def scenario(cluster: WholeCluster) -> None:
         await cluster["n1"].governor.stage([StagedChange("n5", remove=True), StagedChange("n4", zone="attic")])
+        cluster.auto_layout = False
         cluster.add("n6").start()
+        await cluster.until(lambda: "n6" in cluster["n1"].governor.joiners(), "n6 is there")
+        for core in (cluster[name] for name in ("n1", "n2", "n3", "n4", "n5")):
+            core.governor._joiners_since = 1e9  # not before the wish
+        await cluster["n1"].governor.stage([StagedChange("n6", zone="cellar")])
+        for core in (cluster[name] for name in ("n1", "n2", "n3", "n4", "n5")):
+            core.governor._joiners_since = 0.0
         await cluster.until(
             lambda: cluster["n1"].installed.require().current.version == 2 and cluster.settled(), "layout 2"
         )
         state = cluster["n1"].installed.require()
         assert [node.name for node in state.current.nodes] == ["n1", "n2", "n3", "n4", "n5", "n6"]
-        assert [change.name for change in state.staged] == ["n4", "n5"]
+        assert [change.name for change in state.staged] == ["n4", "n5"], "and the wish about n6 is granted"
+        assert {node.name: node.zone for node in state.current.nodes}["n6"] == "cellar"
         assert "attic" not in {node.zone for node in state.current.nodes}
         _, plan = await cluster["n2"].governor.plan()
         assert [node.name for node in plan.nodes] == ["n1", "n2", "n3", "n4", "n6"]

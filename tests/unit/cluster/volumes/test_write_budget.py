@@ -13,11 +13,11 @@ from cluster.volumes.write_budget import WriteBudget
 from tests.unit.cluster.volumes.memory_cluster import MemoryCluster, body_of, content
 
 MIB = 1 << 20
-SLOW_S = 0.05
+SLOW_S, REFUSE_S = 0.05, 0.15
 
 
 def budget() -> WriteBudget:
-    return WriteBudget(100, 100, SLOW_S)
+    return WriteBudget(100, 100, SLOW_S, REFUSE_S)
 
 
 async def test_a_slow_piece_keeps_its_memory_while_nobody_waits() -> None:
@@ -73,6 +73,41 @@ async def test_a_piece_that_is_whole_is_left_alone() -> None:
     assert lanes.held == 0
 
 
+async def test_no_more_are_refused_than_must_make_way() -> None:
+    """Also where all of them are due in the same moment."""
+    lanes = WriteBudget(160, 10, SLOW_S, REFUSE_S)
+    in_the_way = await lanes.reserve(10)
+    in_the_way.give()
+    lanes.slow.take_now(10)
+    refused: list[int] = []
+
+    async def slow(number: int) -> None:
+        piece = await lanes.reserve(10)
+        try:
+            async with piece.filling():
+                await asyncio.Event().wait()
+        except Busy:
+            refused.append(number)
+            for _ in range(5):  # the way out of a body takes some turns
+                await asyncio.sleep(0)
+        finally:
+            piece.give()
+
+    tasks = [asyncio.create_task(slow(number)) for number in range(16)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        waiting = [await lanes.reserve(size) for size in (10, 10)]
+    await asyncio.sleep(3 * SLOW_S)
+    assert len(refused) == 2
+    assert lanes.leaving == 0
+    for piece in waiting:
+        piece.give()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (lanes.quick.held, lanes.leaving) == (0, 0)
+
+
 async def test_a_time_out_of_the_body_itself_stays_one() -> None:
     piece = await budget().reserve(10)
     with pytest.raises(TimeoutError):
@@ -117,7 +152,9 @@ async def test_slow_uploads_beyond_what_is_held_for_them_are_told_so_and_change_
 async def with_slow_uploads(count: int) -> tuple[VolumeService, list[asyncio.Task[object]], asyncio.Event]:
     """A gateway with 4 MiB for each lane, and that many uploads of a MiB under way of which one byte has come."""
     service = MemoryCluster(
-        settings=VolumeSettings(write_budget=4 * MIB, slow_write_budget=4 * MIB, slow_body_s=SLOW_S)
+        settings=VolumeSettings(
+            write_budget=4 * MIB, slow_write_budget=4 * MIB, slow_body_s=SLOW_S, refuse_body_s=REFUSE_S
+        )
     ).gateway()
     go_on = asyncio.Event()
 
