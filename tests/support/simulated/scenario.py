@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.errors import Busy, NotReady, OutcomeUnknown, QuorumUnavailable, StaleLayout
 from cluster.register.key import RegisterKey
+from cluster.register.quorum import majority
 from cluster.register.store import FRESH, LEARNER
 from tests.support.history.linearizability import is_linearizable
 from tests.support.history.operation import CAS, NEVER, PUT, READ, Operation
@@ -163,8 +164,12 @@ class _Simulation:
             for machine in self.machines.values():
                 assert machine.life is not None
                 await machine.life.view.install(self.script.last)
-            if self.script.last.coming is not None:
-                self._finish_layout()
+            if (
+                self.script.last.coming is not None
+                and not self._finish_layout()
+                and loop.time() > limit - CALM_LIMIT_S / 2
+            ):
+                self._give_layout_up()
         lives = [machine.life for machine in self.machines.values() if machine.life is not None]
         wanted = [(key, kind) for key in self.keys for kind in ("read", "cas")] + [(self.keys[0], "scan")]
         async with asyncio.timeout(limit - loop.time()):
@@ -514,6 +519,17 @@ class _Simulation:
                 await self._spread(state.current, None, rng)
             elif self._finish_layout():
                 await self._tell(rng)
+
+    def _give_layout_up(self) -> None:
+        """As an operator does: a change to so few that one of them is a majority can't go on when that one loses its disk meanwhile, and
+        a register must be settled before it may vote again."""
+        state = self.script.last
+        assert state.coming is not None
+        lives = [self.machines[name].life for name in state.coming]
+        voting = sum(life is not None and not life._standing(LEARNER) for life in lives)
+        assert voting < majority(len(state.coming)), "a change does not come to its end although enough can vote"
+        self.count("given up")
+        self.script.follow(state.current, None)
 
     def _finish_layout(self) -> bool:
         state = self.script.last

@@ -22,7 +22,9 @@ from cluster.errors import (
 )
 from cluster.governance.attestation import Attestation
 from cluster.governance.state import LayoutState, StagedChange
+from cluster.register.ballot import Ballot, Version
 from cluster.register.key import RegisterKey
+from cluster.register.record import Record
 from cluster.register.store import LEARNER, VOTER
 from cluster.register.view import META_PARTITION
 from tests.support.simulated.loop import run_virtual
@@ -388,6 +390,48 @@ def test_a_layout_that_takes_long_to_prepare_is_prepared_for_all_who_bring_it() 
         await asyncio.gather(*others)
         assert (offload.begun, core.installed.epoch) == (2, state.epoch + 1)
         assert core.installed.require().current is state.current
+
+    play(scenario)
+
+
+def test_a_change_to_one_node_that_loses_its_disk_meanwhile_can_be_given_up() -> None:
+    """What one replica alone has accepted, below a promise, must be settled before that node knows everything again; but with its vote,
+    which it has not before. So the change can't go on."""
+
+    async def scenario(cluster: WholeCluster) -> None:
+        data = contents(21, count=20)
+        await store(cluster, data)
+        governor, last = cluster["n1"].governor, cluster.machines["n5"]
+        await governor.stage([StagedChange(f"n{number}", remove=True) for number in range(1, 5)])
+        _, plan = await governor.plan()
+        state = await governor.apply(plan.version, plan.fingerprint)
+        partition = state.current.partitions_of("n5")[0]
+        await last.kill()
+        last.wipe()
+        other, third = (cluster[name] for name in state.current.replicas(partition) if name != "n5")
+        key = next(
+            key
+            for number in range(1000)
+            if other.installed.partition_of((key := RegisterKey("lone", b"%d" % number, b"")).partition) == partition
+        )
+        ballot = Ballot(other.acceptor.state(partition).promised.round + 1, "n9/1/0")
+        stores = other.installed.stores(partition)
+        accepted = Record(Version(ballot.round, ballot.proposer, 1), b"alone")
+        await other.acceptor.accept(partition, key, accepted, other.installed.epoch, stores)
+        promise = Ballot(ballot.round + 1, "n9/1/0")
+        await third.acceptor.learn(partition, promise, key, third.installed.epoch, stores)
+        last.start()
+        await cluster.until(
+            lambda: last.core and last.running.copier.last_error.startswith(f"partition {partition} "), "it is stuck"
+        )
+        await asyncio.sleep(60)
+        assert last.running.acceptor.state(partition).standing == LEARNER
+        assert "n5: not-ready" in last.running.copier.last_error
+        await cluster["n2"].governor.abort()
+        await cluster.until(cluster.settled, "everybody is well", 120)
+        assert last.running.acceptor.state(partition).standing == VOTER
+        assert await last.running.registers.read(key) in {b"alone", None}
+        await check(cluster, data)
 
     play(scenario)
 

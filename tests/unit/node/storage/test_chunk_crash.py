@@ -251,7 +251,7 @@ async def test_power_cut_behind_every_write(tmp_path: Path, seed: int) -> None:
         last = disk.history[at - 1] if at else None
         options = losses(chance, len(last.data) if last is not None and last.kind == "write" else 0)
         older = [path for when, path in indexes if when <= at]
-        for loss in chance.sample(options, min(len(options), 3)):
+        for loss in chance.sample(options, min(len(options), 2)):
             cases += 1
             label = f"seed {seed}, behind event {at} {last and last.kind}, {loss}"
             left = disk.crashed(at, loss, chance)
