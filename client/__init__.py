@@ -10,7 +10,8 @@ The library is `Holdfast`, async, on aiohttp alone::
 
 Reading order: `errors` (what a caller can do about a failure), `endpoints` (which node is asked next), `retry` (how long
 we keep trying), `liveness` (whether a silent node is busy or hung), `transport` (one call, on whichever node answers),
-`sources` (what can be sent more than once), `content` (a download that survives its gateway), `api` (`Holdfast`). `cli` is
+`sources` (what can be sent more than once), `content` (a download that survives its gateway), `file_sink` (where it goes), `volume`
+(what a volume is told to be), `api` (`Holdfast`). `cli` is
 the `holdfast` command and `dev` the local cluster behind `holdfast dev`; the library imports neither.
 """
 

@@ -100,7 +100,7 @@ class Settings:
         f"seconds that a replaced or deleted version stays readable for those who are reading it (default {RETIRED_GRACE_S:g})"
     )
     reserve: str | None = _setting(
-        "bytes of disk kept free for deletes and repair (default: 1 % of the disk, at least 256 MiB)"
+        "bytes of disk kept free for deletes and repair (default: 1 % of the disk, at least 256 MiB, at most 5 %)"
     )
     require_mount: str | None = _setting(
         "refuse to start while the disk is not mounted: PATH, a mount point that the data directory lies below, or true: the data "
@@ -294,7 +294,7 @@ def _parser() -> argparse.ArgumentParser:
         description="One node of a Holdfast cluster: one daemon on one disk.",
         epilog="Every option can also be set in the --config file (TOML, by its name with underscores) and in the environment "
         "(HOLDFAST_<NAME>); flags win over the environment, the environment over the file. Exit codes: 0 stopped as asked, "
-        "2 the configuration or the data directory is wrong, 1 anything else.",
+        "2 the configuration, the data directory or an address is wrong or in use, 1 anything else.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="PATH", help="TOML file with settings")

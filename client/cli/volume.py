@@ -64,7 +64,7 @@ def create(
     chunk_size: ChunkSize = None,
     replicas: Replicas = None,
     durability: Annotated[
-        str | None, typer.Option("--durability", help="fsync (the default) or memory.", show_default=False)
+        str | None, typer.Option("--durability", help="fsync, the only one offered.", show_default=False)
     ] = None,
     endpoint: Endpoint = None,
     token_file: TokenFile = None,

@@ -213,7 +213,7 @@ def _write_data() -> Json:
                 "The volume did not exist and was created", {"Location": _header("The volume's path")}
             ),
         },
-        *(400, 404, 408, 411, 412, 415, 416, 417, 501, 507),
+        *(400, 404, 408, 409, 411, 412, 415, 416, 417, 501, 507),
         parameters=[
             _in_header(
                 "Content-Range",

@@ -4,7 +4,7 @@ One transaction writes a batch of chunk states, the accounts of the log files, t
 all this is true. SQLite runs in WAL mode with synchronous=NORMAL: commits wait for no disk, and after a power cut the index is
 some earlier transaction's state, whole, so that scanning the log from its covered position makes it true again. (With
 synchronous=OFF it could come back as a mixture of old and new pages, which nothing would notice.) Each chunk row carries a
-CRC32C of itself, and a cleanly closed index is sealed by a file with the size and CRC32C of the whole database. Tree rows are all read
+CRC32C of itself, and a cleanly closed index is sealed by a file with its size and the CRC32C of its first 256 MiB. Tree rows are all read
 on opening, so beside their checksums the totals over all leaves, in the state row, are compared: a row that is gone is noticed too.
 
 Any sign of damage is `IndexDamaged`; the caller then rebuilds from the log. A full disk is `IndexFull`: nothing was written, try later.

@@ -2,9 +2,9 @@
 
 The event loop's side: it checks arguments, queues changes for the writer's lane, sends lookups and reads to a lane of a few readers, and
 owns the cache of positions for reads that need neither. No method waits for the disk on the event loop.
-Read on in this order: `chunk_record`, `chunk_state`, `chunk_trees`, `file_ledger`, `chunk_log`, `chunk_index`, `chunk_catalog`,
-`chunk_lookup`, `chunk_operation`, `chunk_writer`, `chunk_recovery`; for space `chunk_expiry`, `chunk_relocation`, `file_evacuation`,
-`chunk_compaction`, `ballast`.
+Read on in this order: `chunk_record`, `chunk_state`, `chunk_trees`, `file_ledger`, `chunk_log`, `log_scan`, `chunk_index`,
+`chunk_catalog`, `chunk_lookup`, `chunk_operation`, `chunk_reading`, `put_room`, `chunk_writer`, `chunk_recovery`, `disk_errors`; for
+space `chunk_expiry`, `chunk_relocation`, `file_evacuation`, `chunk_compaction`, `ballast`.
 The owner of the data directory sees to it that one process opens it at a time.
 """
 

@@ -56,6 +56,11 @@ REGRESSIONS = (
         "what a leader alone had accepted stayed, decided otherwise by the rest: it nudged them, and they could not write it over",
     ),
     Regression(
+        "failing-disks",
+        30074,
+        "a process whose commit had failed was asked about its log while it ended (the harness's own mistake)",
+    ),
+    Regression(
         "registers/purges-and-everything",
         30134,
         "a change to one replica that lost its disk meanwhile had to be given up, and nobody did (the harness's own mistake)",

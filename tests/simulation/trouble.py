@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.chunks.store import StoreFailed
 from cluster.errors import HoldfastError
 from cluster.governance.state import StagedChange
+from cluster.peer.core import PeerCore
 from cluster.register.key import RegisterKey
 from cluster.register.store import LEARNER
 from tests.simulation.campaign_cluster import CampaignCluster, production
@@ -359,7 +361,7 @@ class Trouble:
         met = stores.register_files.faults.met if call == COMMIT else stores.disk.met
         self.counts[f"{event.kind} met"] += met > before
         stores.heal()
-        if machine.core is None or machine.running._doors.chunks.statistics().failure is not None:
+        if machine.core is None or not _takes_more(machine.running):
             self._trace.note(f"! {machine.name} is started again")
             await cluster.kill(machine, power=False)
             machine.start()
@@ -507,3 +509,11 @@ class Trouble:
         if event.kind == ABORT:
             await asyncio.sleep(event.lasts / 4)
             await governor.abort()
+
+
+def _takes_more(core: PeerCore) -> bool:
+    """Whether its chunk log does; not when the process is just ending and has closed it."""
+    try:
+        return core._doors.chunks.statistics().failure is None
+    except StoreFailed:
+        return False
