@@ -70,7 +70,8 @@ class Attest(Request[Attested]):
 @dataclass(frozen=True, slots=True)
 class FillProgress:
     """How far a node has copied what the next layout gives it. ``partitions_done`` of ``partitions``; bytes of chunks copied;
-    ``epoch`` is the one it is copying for, and ``error`` why it last had to wait (empty: nothing)."""
+    ``epoch`` is the one it is copying for, and ``error`` why it last had to wait (empty: nothing). ``learning``: partitions in which it
+    has forgotten what it once held, and has to relearn before it votes."""
 
     epoch: int
     partitions: int
@@ -78,6 +79,7 @@ class FillProgress:
     chunks: int
     bytes: int
     error: str
+    learning: int = 0
 
 
 @message("governance.get-fill", reply=FillProgress)

@@ -126,7 +126,13 @@ class Copier:
 
     def progress(self) -> FillProgress:
         return FillProgress(
-            self._epoch, len(self._due), len(self._done), self.chunks_copied, self.bytes_copied, self.last_error
+            self._epoch,
+            len(self._due),
+            len(self._done),
+            self.chunks_copied,
+            self.bytes_copied,
+            self.last_error,
+            len(self._with_standing(LEARNER)),
         )
 
     def look_again(self) -> None:
