@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from cluster.doors.offload import Inline
@@ -52,6 +52,8 @@ class Machine:
         self.belonging = MemoryBelonging()
         self.lives = 0
         self.release = PRESENT
+        self.joins: Collection[str] | None = None
+        """Whom it is told of at first; None: everybody there is when it starts."""
         self.failures: list[BaseException] = []
         """Why processes ended by themselves."""
         self.core: PeerCore | None = None
@@ -96,7 +98,11 @@ class Machine:
             port=PEER_PORT,
             advertise_host=self.host,
             advertise_port=PEER_PORT,
-            seeds=tuple((m.host, PEER_PORT) for m in self._cluster.machines.values() if m.name != self.name),
+            seeds=tuple(
+                (m.host, PEER_PORT)
+                for m in self._cluster.machines.values()
+                if m.name != self.name and (self.joins is None or m.name in self.joins)
+            ),
             bootstrap_expect=self._expect,
             partition_bits=PARTITION_BITS,
             auto_layout=self._cluster.auto_layout,
