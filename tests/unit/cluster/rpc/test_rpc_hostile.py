@@ -159,7 +159,7 @@ async def test_what_a_newer_release_adds_is_ignored(node: RpcNode) -> None:
     writer.write(short_frame((REQUEST, 7, "hostile.ping", 1000, 1, (1, "new field"), 0, "new item")))
     assert await read_frame(reader) == (2, 7, (), 0)
     writer.write(short_frame((REQUEST, 8, "hostile.from-the-future", 1000, 1, (), 0)))
-    assert (await read_frame(reader))[:3] == (3, 8, "invalid")
+    assert (await read_frame(reader))[:3] == (3, 8, "unsupported")
     writer.close()
 
 
