@@ -7,17 +7,14 @@ file. Devices, pipes and the like are written in place.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from client.sources import BLOCK_SIZE
+from client.threads import in_thread
 
 _ZEROES = bytes(BLOCK_SIZE)
 
@@ -56,19 +53,19 @@ class FileSink:
     async def write(self, piece: bytes) -> None:
         self._pending += piece
         if len(self._pending) >= BLOCK_SIZE:
-            await _in_thread(self._flush, BLOCK_SIZE)
+            await in_thread(self._flush, BLOCK_SIZE)
 
     async def restart(self) -> None:
         """Forget everything written so far."""
         assert self.can_restart
         self._pending.clear()
         self._written = 0
-        await _in_thread(os.ftruncate, self._descriptor, 0)
-        await _in_thread(os.lseek, self._descriptor, 0, os.SEEK_SET)
+        await in_thread(os.ftruncate, self._descriptor, 0)
+        await in_thread(os.lseek, self._descriptor, 0, os.SEEK_SET)
 
     async def commit(self) -> None:
         """Write the rest and give the file its name. Both outlast a power cut then; a device or pipe has only been handed it."""
-        await _in_thread(self._commit)
+        await in_thread(self._commit)
 
     def discard(self) -> None:
         self._close()
@@ -124,20 +121,6 @@ class FileSink:
             start += len(piece)
         self._written += start
         self._pending += view[start:]
-
-
-async def _in_thread(work: Callable[..., Any], *arguments: Any) -> None:
-    """Run ``work`` in a thread, which has come to its end when this returns or raises, cancelled or not."""
-    thread = asyncio.get_running_loop().run_in_executor(None, partial(work, *arguments))
-    try:
-        await asyncio.shield(thread)
-    except asyncio.CancelledError:
-        while not thread.done():
-            try:
-                await asyncio.wait([thread])
-            except asyncio.CancelledError:
-                continue  # cancelled again; raised below, once the thread has ended
-        raise
 
 
 def _sync_folder(path: Path) -> None:

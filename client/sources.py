@@ -11,11 +11,13 @@ import asyncio
 import io
 import os
 import stat
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from client.errors import Invalid
+from client.threads import in_thread
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 SourceLike: TypeAlias = "Buffer | os.PathLike[str] | BinaryIO | AsyncIterable[bytes] | Source"
@@ -31,8 +33,8 @@ class Source:
     length: int | None = None
     rewindable: bool = False
 
-    def blocks(self) -> AsyncIterator[Buffer]:
-        """The bytes from the start. Called again for each attempt when ``rewindable``."""
+    def blocks(self) -> AsyncGenerator[Buffer, None]:
+        """The bytes from the start. Called again for each attempt when ``rewindable``, after the one before was closed."""
         raise NotImplementedError
 
 
@@ -45,7 +47,7 @@ class BytesSource(Source):
         self._view = memoryview(data).cast("B")
         self.length = len(self._view)
 
-    async def blocks(self) -> AsyncIterator[Buffer]:
+    async def blocks(self) -> AsyncGenerator[Buffer, None]:
         for start in range(0, len(self._view), BLOCK_SIZE):
             yield self._view[start : start + BLOCK_SIZE]
 
@@ -82,27 +84,31 @@ class FileSource(Source):
             raise Invalid(f"{self._name} has {available} bytes, fewer than the {self.length} asked for")
         self.rewindable = True
 
-    async def blocks(self) -> AsyncIterator[Buffer]:
-        if isinstance(self._file, Path):
-            handle: BinaryIO = await asyncio.to_thread(self._file.open, "rb")
-        else:
-            handle = self._file
-            if self.rewindable:
-                handle.seek(self._start)
-        try:
+    async def blocks(self) -> AsyncGenerator[Buffer, None]:
+        # Reading a file soon ends, and is waited for also when it is given up, so that no old thread moves the place that the next
+        # attempt reads from. A pipe or terminal may keep its reader for ever.
+        run = in_thread if self.rewindable else asyncio.to_thread
+        with ExitStack() as opened:
+            if isinstance(self._file, Path):
+                handle = await run(self._open, self._file, opened)
+            else:
+                handle = self._file
+                if self.rewindable:
+                    handle.seek(self._start)
             sent = 0
             while self.length is None or sent < self.length:
                 wanted = BLOCK_SIZE if self.length is None else min(BLOCK_SIZE, self.length - sent)
-                block = await asyncio.to_thread(handle.read, wanted)
+                block = await run(handle.read, wanted)
                 if not block:
                     break
                 sent += len(block)
                 yield block
             if self.length is not None and sent < self.length:
                 raise Invalid(f"{self._name} ended after {sent} of {self.length} bytes; was it cut while it was read?")
-        finally:
-            if isinstance(self._file, Path):
-                handle.close()
+
+    @staticmethod
+    def _open(path: Path, opened: ExitStack) -> BinaryIO:
+        return opened.enter_context(path.open("rb"))
 
 
 def _has_size(path: Path) -> bool:
@@ -128,7 +134,7 @@ class StreamSource(Source):
         self._stream = stream
         self.length = length
 
-    async def blocks(self) -> AsyncIterator[Buffer]:
+    async def blocks(self) -> AsyncGenerator[Buffer, None]:
         sent = 0
         async for block in self._stream:
             sent += len(block)

@@ -18,7 +18,8 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -261,7 +262,7 @@ class Transport:
         """
         call, idle = attempt.call, self.policy.idle_timeout_s
         headers = dict(call.headers)
-        data: AsyncIterator[Buffer] | bytes | None = None
+        data: AsyncGenerator[Buffer, None] | bytes | None = None
         expect = False
         if call.document is not None:
             data = json.dumps(call.document).encode()
@@ -271,7 +272,7 @@ class Transport:
             if call.body.length is not None:
                 headers["Content-Length"] = str(call.body.length)
             expect = call.body.length is None or call.body.length >= EXPECT_CONTINUE_FROM or not call.body.rewindable
-            data = attempt.blocks(idle) if call.body.length != 0 else b""
+            data = attempt.send(idle) if call.body.length != 0 else b""
         if self.endpoints.is_hung(url):
             await self._await_sign(url)
         watch = attempt.watch = Watch(self._liveness, url, self.policy.stall_s)
@@ -396,23 +397,30 @@ class Attempt:
         """What the source raised."""
         self.idle_guard: asyncio.Timeout | None = None
         self.watch: Watch | None = None
+        self._sending: AsyncGenerator[Buffer, None] | None = None
 
-    async def blocks(self, idle_timeout_s: float) -> AsyncIterator[Buffer]:
+    def send(self, idle_timeout_s: float) -> AsyncGenerator[Buffer, None]:
+        """The body, for the connection to take."""
+        self._sending = self._blocks(idle_timeout_s)
+        return self._sending
+
+    async def _blocks(self, idle_timeout_s: float) -> AsyncGenerator[Buffer, None]:
         assert self.call.body is not None
         loop = asyncio.get_running_loop()
         sent = 0
         self.begun = True
         try:
             self._guard(None)
-            async for block in self.call.body.blocks():
-                sent += len(block)
-                # a receiver that holds the last byte may act on the request: from here on its outcome is open
-                self.complete = sent == self.call.body.length
-                self._guard(loop.time() + idle_timeout_s)
-                yield block
-                if self.call.on_progress is not None:
-                    self.call.on_progress(sent)
-                self._guard(None)
+            async with aclosing(self.call.body.blocks()) as blocks:
+                async for block in blocks:
+                    sent += len(block)
+                    # a receiver that holds the last byte may act on the request: from here on its outcome is open
+                    self.complete = sent == self.call.body.length
+                    self._guard(loop.time() + idle_timeout_s)
+                    yield block
+                    if self.call.on_progress is not None:
+                        self.call.on_progress(sent)
+                    self._guard(None)
             self.complete = True
             self._guard(loop.time() + idle_timeout_s)
         except Exception as error:
@@ -442,6 +450,9 @@ class Attempt:
             self.watch.cut()
 
     async def close(self) -> None:
+        if self._sending is not None:
+            with suppress(RuntimeError):  # it is being read just now: the connection's end cancels that, and so ends it
+                await self._sending.aclose()
         if self.watch is not None:
             await self.watch.close()
 

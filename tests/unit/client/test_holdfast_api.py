@@ -6,7 +6,9 @@ import asyncio
 import io
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ from client.errors import (
     Unavailable,
     Unreachable,
 )
-from client.sources import BLOCK_SIZE
+from client.sources import BLOCK_SIZE, FileSource
 from tests.unit.client.conftest import QUICK
 from tests.unit.client.fake_cluster import FakeCluster, StoredVolume, break_connection, drop, refuse
 
@@ -239,6 +241,42 @@ async def test_put_is_sent_again_to_another_gateway(
     fake_cluster.gateways[0].after.append(drop)  # done, and the answer lost
     await holdfast.put("v", BIG[::-1])
     assert fake_cluster.volumes["v"].data == BIG[::-1]
+
+
+@pytest.mark.parametrize("slow", ["open", "read"])
+async def test_a_file_that_is_given_up_is_closed_and_nobody_reads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    path = tmp_path / "content"
+    path.write_bytes(BIG)
+    source = FileSource(path)
+
+    class Slow(FileIO):
+        reading = False
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.reading = True
+            time.sleep(0.1 if slow == "read" else 0.0)
+            data = super().read(size)
+            self.reading = False
+            return data
+
+    opened: list[Slow] = []
+
+    def open_slowly(self: Path, mode: str) -> FileIO:
+        time.sleep(0.1 if slow == "open" else 0.0)
+        opened.append(Slow(self, mode))
+        return opened[0]
+
+    monkeypatch.setattr(Path, "open", open_slowly)
+    blocks = source.blocks()
+    first = asyncio.create_task(anext(blocks))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.wait([first])
+    assert first.cancelled()
+    await blocks.aclose()
+    assert [(file.closed, file.reading) for file in opened] == [(True, False)]
 
 
 async def test_stream_moves_on_only_before_its_first_byte(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:
