@@ -335,8 +335,8 @@ class PeerCore:
 
     async def _check_seeds(self) -> None:
         """Ask the seeds once: a wrong secret or a foreign data directory is better told at the start than retried for ever. A node with
-        a layout knows its cluster, and does without a seed whose address has become another's: it stops only when its secret is
-        wrong for every seed."""
+        a layout knows its cluster, and does without a seed whose address has become another's: it stops only when every seed
+        refuses it."""
         refusals: list[HoldfastError] = []
         asked = 0
         for host, port in self.settings.seeds:
@@ -348,8 +348,7 @@ class PeerCore:
             except (Unauthorized, WrongCluster) as error:
                 if self.installed.state is None:
                     raise
-                if isinstance(error, Unauthorized):
-                    refusals.append(error)
+                refusals.append(error)
             except HoldfastError:
                 continue
         if refusals and len(refusals) == asked:
