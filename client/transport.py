@@ -19,7 +19,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -117,6 +117,10 @@ class Answer:
             status=error.status,
             details=error.details,
         )
+
+
+CLOSING_LOOK_S = 0.005
+"""Between two looks whether the last read of a body that was given up has come to its end."""
 
 
 class AttemptFailed(Exception):
@@ -450,11 +454,28 @@ class Attempt:
             self.watch.cut()
 
     async def close(self) -> None:
-        if self._sending is not None:
-            with suppress(RuntimeError):  # it is being read just now: the connection's end cancels that, and so ends it
-                await self._sending.aclose()
-        if self.watch is not None:
-            await self.watch.close()
+        try:
+            if self._sending is not None:
+                await self._end_sending(self._sending)
+        finally:
+            if self.watch is not None:
+                await self.watch.close()
+
+    async def _end_sending(self, sending: AsyncGenerator[Buffer, None]) -> None:
+        """Where the body is being read just now, the connection's end cancels that. Of one that can be read again the end of the read is
+        waited for, or it would move the place from which the next attempt reads; a pipe may keep its reader for ever."""
+        assert self.call.body is not None
+        while True:
+            try:
+                await sending.aclose()
+            except RuntimeError:
+                if not self.call.body.rewindable:
+                    return
+                await asyncio.sleep(CLOSING_LOOK_S)
+            except OSError:
+                return  # a file that was only read can't lose anything by its closing
+            else:
+                return
 
 
 def _in_doubt(error: Exception, message: str | None = None) -> OutcomeUnknown:

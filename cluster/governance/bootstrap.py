@@ -7,8 +7,9 @@ the proposal; whoever finds itself pledged carries that proposal on, so the deat
 Sets that overlap could block each other for ever, each with the pledge of a node that the other needs. So a node that is asked for one
 state while it is pledged to another refuses that one, durably: it never pledges itself to it, also later. One refusal and the state
 can't take effect any more, so whoever is pledged to it and hears of a refusal is free again, and never pledges itself to it either.
-Invariant: a state that anybody has left has members that never pledge themselves to it. (Two-phase commit with unilateral abort. A
-node that is emptied forgets what it refused; that matters only if it happens between two questions of one round of `_carry_through`.)
+Invariant: a state that anybody has left has a member that never pledged and never pledges itself to it. (Two-phase commit with
+unilateral abort.) A node that was emptied has forgotten what it pledged, so a refusal counts only from the very store that the state
+names.
 
 A node neither proposes nor pledges where there may be a cluster already, or it was in one itself (`founding`); it waits for that.
 Owns this node's pledge and refusals. Does nothing once a layout is installed.
@@ -67,10 +68,11 @@ class Bootstrap:
         members: Callable[[], Mapping[str, Member]],
         unmet_seeds: Callable[[], Collection[tuple[str, int]]],
         past: Callable[[], Past],
+        store_id: Callable[[], bytes],
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        """``past``: what the disk tells of a former life, asked once, by `open`."""
+        """``past``: what the disk tells of a former life. ``store_id``: of this node's store, called anew each time."""
         self._me = me
         self._expect = expect
         self._replication_factor = replication_factor
@@ -81,6 +83,7 @@ class Bootstrap:
         self._members = members
         self._unmet_seeds = unmet_seeds
         self._read_past = past
+        self._store_id = store_id
         self._past = Past()
         self._clock = clock
         self._rng = rng
@@ -153,8 +156,10 @@ class Bootstrap:
             try:
                 reply = await self._caller.call(name, Pledge(packed), deadline_s=CALL_DEADLINE_S)
             except Conflict as error:
-                refused = True
+                refused = error.details.get("store") == dict(proposal.founders)[name].hex()
                 missing.append(f"{name} ({error.message})")
+                if refused:
+                    break  # whoever comes after it had better stay free
                 continue
             except HoldfastError as error:
                 missing.append(f"{name} ({error.code})")
@@ -171,6 +176,8 @@ class Bootstrap:
                 self._refused_pause = min(2 * self._refused_pause, REFUSED_PAUSE_LIMIT_S)
             return
         await self._installed.install(proposal)
+        if self._installed.require().cluster_id != proposal.cluster_id:
+            return  # this node has found its way into another cluster meanwhile
         for name in proposal.members:
             try:
                 await self._caller.call(name, Install(packed), deadline_s=CALL_DEADLINE_S)
@@ -184,6 +191,7 @@ class Bootstrap:
             if self._installed.state is None and pledge is not None and pledge.cluster_id == proposal.cluster_id:
                 await self._remember(b"", proposal.cluster_id)
                 self._pledge = None
+                self._past = self._read_past()
 
     async def _refuse(self, wanted: bytes, pledge: LayoutState) -> None:
         if wanted not in self._refused:
@@ -207,7 +215,8 @@ class Bootstrap:
             if self._pledge is not None and self._pledge.cluster_id != wanted:
                 await self._refuse(wanted, self._pledge)
             if wanted in self._refused:
-                raise Conflict("it is, or was when first asked, pledged to another first layout")
+                store = self._store_id().hex()
+                raise Conflict("it is, or was when first asked, pledged to another first layout", store=store)
             if self._pledge is None:
                 if reason := objection(self._past, self._members(), self._unmet_seeds()):
                     raise NotReady(f"{self._me} founds no cluster now: it waits for {reason}")

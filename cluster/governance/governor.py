@@ -2,9 +2,9 @@
 
 Every node runs one; the *steward* (the living member of the layout with the least name) does what nobody asked for: it takes up states
 that were decided and not yet told, applies staged joiners where ``auto_layout`` is on, moves out nodes that have been dead for
-``down_out_s`` (and takes those in again when they are back), and finishes a change when every node of the next layout has copied what it
-is due, or gives it up when one of those has been dead, or in vain about relearning, for as long. Two stewards at once are harmless: the
-agreed state changes by compare-and-set only.
+``down_out_s`` (and takes those in again when they are back), and finishes a change when every node of the next layout has copied what
+it is due, or gives it up when one of those has been dead for as long. Two stewards at once are harmless: the agreed state changes by
+compare-and-set only.
 Owns nothing but its timers; the state is `InstalledLayout`'s.
 """
 
@@ -67,8 +67,6 @@ class Governor:
         self._joiners: tuple[str, ...] = ()
         self._joiners_since = 0.0
         self._caught_up = 0.0
-        self._relearning: dict[str, tuple[FillProgress, float]] = {}
-        """Of the next layout's nodes: who said last that he relearns, what, and since when nothing has changed there."""
         self._dead_since: dict[str, float] = {}
         self._dead_in = 0
         """The epoch in which that was noted."""
@@ -294,25 +292,10 @@ class Governor:
         assert state.next is not None
         if not any(long and state.next.node(name) is not None for name, long in dead.items()):
             return False
-        await self._abort_unasked(state)
-        return True
-
-    def _in_vain(self, name: str, progress: FillProgress) -> bool:
-        """Whether a node has been relearning for as long as a dead one is waited for, and got nowhere. It may need the others to settle
-        what they hold, and they, in the coming layout, its vote: then only giving the change up helps."""
-        now = self._clock.monotonic()
-        before, since = self._relearning.pop(name, (progress, now))
-        if not progress.learning or not progress.error:
-            return False
-        if before != progress:
-            since = now
-        self._relearning[name] = progress, since
-        return 0 < self._down_out_s <= now - since
-
-    async def _abort_unasked(self, state: LayoutState) -> None:
         agreed = await self._agreed()
         if agreed.epoch == state.epoch:
             await self._replace(agreed, agreed.abort(self._write_id()))
+        return True
 
     async def _begin_unasked(self, state: LayoutState, nodes: Sequence[LayoutNode]) -> None:
         agreed = await self._agreed()
@@ -332,9 +315,6 @@ class Governor:
                 continue
             progress = reply.message
             self.progress[node.name] = progress
-            if self._in_vain(node.name, progress):
-                await self._abort_unasked(state)
-                return
             if progress.epoch != state.epoch or progress.partitions_done < progress.partitions:
                 missing.append(node.name)
         if missing:

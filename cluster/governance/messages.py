@@ -70,8 +70,7 @@ class Attest(Request[Attested]):
 @dataclass(frozen=True, slots=True)
 class FillProgress:
     """How far a node has copied what the next layout gives it. ``partitions_done`` of ``partitions``; bytes of chunks copied;
-    ``epoch`` is the one it is copying for, and ``error`` why it last had to wait (empty: nothing). ``learning``: partitions in which it
-    has forgotten what it once held, and has to relearn before it votes."""
+    ``epoch`` is the one it is copying for, and ``error`` why it last had to wait (empty: nothing)."""
 
     epoch: int
     partitions: int
@@ -79,7 +78,6 @@ class FillProgress:
     chunks: int
     bytes: int
     error: str
-    learning: int = 0
 
 
 @message("governance.get-fill", reply=FillProgress)

@@ -5,8 +5,8 @@ long as that member seems alive; so a cluster that split, or whose nodes all mov
 
 A name may stand for many machines (a headless service), for more of them by and by, and at first perhaps for nobody but oneself. So seeds
 are asked again now and then until there is a layout, and while nobody else is there. And an address at which nobody answered is unmet,
-though others of its name have: somebody may be there who knows of a cluster. Unless it is of another family (IPv6) than all that did:
-there a node may well not listen.
+though others of its name have: somebody may be there who knows of a cluster. Unless it is of another family (IPv6) than those at which
+others did: there a node may well not listen, or not be reached.
 """
 
 from __future__ import annotations
@@ -98,6 +98,9 @@ def who_answered(me: str, met: Mapping[str, str | None]) -> tuple[str | None, tu
     """To whom a seed has led: one of the others if there are any, oneself, or nobody; and at which of its addresses somebody may be who
     has not answered. ``met``: for each of them the name that did, None for silence."""
     names = [name for name in met.values() if name is not None]
-    families = {":" in address for address, name in met.items() if name is not None}
+    answered = [(address, name) for address, name in met.items() if name is not None]
+    # One reaches oneself by ways that lead to nobody else.
+    by_others = [address for address, name in answered if name != me] or [address for address, _ in answered]
+    families = {":" in address for address in by_others}
     silent = tuple(address for address, name in met.items() if name is None and (":" in address) in families)
     return next((name for name in names if name != me), names[0] if names else None), silent

@@ -169,6 +169,7 @@ class PeerCore:
             self.membership.members,
             self.membership.unmet_seeds,
             self._past,
+            lambda: self.attestation.life.store,
             clock,
             rng,
         )

@@ -126,13 +126,7 @@ class Copier:
 
     def progress(self) -> FillProgress:
         return FillProgress(
-            self._epoch,
-            len(self._due),
-            len(self._done),
-            self.chunks_copied,
-            self.bytes_copied,
-            self.last_error,
-            len(self._with_standing(LEARNER)),
+            self._epoch, len(self._due), len(self._done), self.chunks_copied, self.bytes_copied, self.last_error
         )
 
     def look_again(self) -> None:

@@ -30,6 +30,7 @@ from client.errors import (
     Unreachable,
 )
 from client.sources import BLOCK_SIZE, FileSource
+from client.transport import Attempt, Call
 from tests.unit.client.conftest import QUICK
 from tests.unit.client.fake_cluster import FakeCluster, StoredVolume, break_connection, drop, refuse
 
@@ -277,6 +278,28 @@ async def test_a_file_that_is_given_up_is_closed_and_nobody_reads_on(
     assert first.cancelled()
     await blocks.aclose()
     assert [(file.closed, file.reading) for file in opened] == [(True, False)]
+
+
+async def test_what_reads_on_for_an_attempt_that_is_over_is_waited_for(tmp_path: Path) -> None:
+    """Its last read would move the place from which the next attempt reads."""
+    path = tmp_path / "content"
+    path.write_bytes(BIG)
+
+    class Slow(FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            time.sleep(0.1)
+            return super().read(size)
+
+    with Slow(path) as file:
+        call = Call("PUT", "/", body=FileSource(file, BLOCK_SIZE + 1))
+        attempt = Attempt(call)
+        reading = asyncio.create_task(anext(attempt.send(60.0)))
+        await asyncio.sleep(0.05)
+        await attempt.close()
+        assert reading.done()
+        assert call.body is not None
+        following = [block async for block in call.body.blocks()]
+    assert b"".join(following) == BIG[: BLOCK_SIZE + 1]
 
 
 async def test_stream_moves_on_only_before_its_first_byte(holdfast: Holdfast, fake_cluster: FakeCluster) -> None:

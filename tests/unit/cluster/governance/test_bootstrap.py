@@ -67,10 +67,12 @@ def test_overlapping_sets_form_one_cluster(seed: int) -> None:
 
 
 def first_state(cluster: WholeCluster, letter: bytes, *names: str) -> LayoutState:
+    """Some of the nodes may not be there."""
     layout = plan_layout(
         None, [LayoutNode(name, name, 1, name, 7482) for name in names], replication_factor=3, partition_bits=4
     )
-    founders = tuple((name, cluster[name].membership.me.store) for name in names)
+    stores = {name: machine.running.membership.me.store for name, machine in cluster.machines.items()}
+    founders = tuple((name, stores.get(name, b"absent  ")) for name in names)
     return LayoutState(letter * CLUSTER_ID_BYTES, 1, b"w" * 8, layout, founders=founders)
 
 
@@ -105,6 +107,40 @@ def test_what_a_node_has_refused_it_refuses_for_ever() -> None:
         await asyncio.sleep(5)
         third = first_state(cluster, b"3", "n1", "n2")
         assert (await core.rpc.call("n1", Pledge(third.pack()), deadline_s=1)).message.state == third.pack()
+        await cluster.close()
+
+    run_virtual(scenario())
+
+
+def test_the_refusal_of_a_node_that_was_emptied_frees_nobody() -> None:
+    """It has forgotten that it was pledged: the state may be in force somewhere."""
+
+    async def scenario() -> None:
+        cluster = WholeCluster(2, 0)
+        for name in ("n1", "n2"):
+            cluster.add(name, 3)
+            cluster.machines[name].start()
+        await cluster.until(lambda: all(m.core for m in cluster.machines.values()), "they run")
+        await asyncio.sleep(3)
+        agreed = first_state(cluster, b"1", "n1", "n2", "n3")  # the third is away
+        for name in ("n1", "n2"):
+            assert (
+                await cluster[name].rpc.call(name, Pledge(agreed.pack()), deadline_s=1)
+            ).message.state == agreed.pack()
+        emptied = cluster.machines["n2"]
+        await emptied.kill()
+        emptied.wipe()
+        emptied.start()
+        await cluster.until(lambda: emptied.core, "it runs again")
+        other = first_state(cluster, b"2", "n2", "n4")
+        await asyncio.sleep(3)
+        assert emptied.running.bootstrap._pledge is not None, "it was asked, and pledged itself as a new one"
+        emptied.running.bootstrap._pledge = other
+        await asyncio.sleep(5)
+        pledge = cluster["n1"].bootstrap._pledge
+        assert pledge is not None
+        assert pledge.cluster_id == agreed.cluster_id
+        assert "pledged to another" in cluster["n1"].bootstrap.waiting_for
         await cluster.close()
 
     run_virtual(scenario())

@@ -143,6 +143,7 @@ def test_an_address_where_nobody_answered_is_unmet_although_others_of_its_name_d
         ({"127.0.0.1": "me", "::1": None}, "me", ()),
         ({"127.0.0.1": "me", "127.0.0.2": None, "::1": "me"}, "me", ("127.0.0.2",)),
         ({"10.0.0.1": None, "10.0.0.2": None}, None, ()),
+        ({"10.0.0.1": "me", "fd00::1": "me", "10.0.0.2": "n2", "fd00::2": None}, "n2", ()),
     ],
 )
 def test_a_name_of_many_machines_leads_to_the_others(
