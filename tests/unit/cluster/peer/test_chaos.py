@@ -24,7 +24,7 @@ from tests.support.simulated.whole_cluster import Machine, WholeCluster, get, pu
 SEEDS = [int(os.environ["HOLDFAST_SEED"])] if "HOLDFAST_SEED" in os.environ else [1]
 """HOLDFAST_SEED=N replays one. More kinds of trouble, and many seeds: tests/simulation."""
 
-ROUNDS = 6
+ROUNDS = 4
 ROUNDS_ON_DISKS = 2
 """The daemon's own stores take seven times as long."""
 
