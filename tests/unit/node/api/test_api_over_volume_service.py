@@ -102,11 +102,8 @@ class MemoryChunks:
         await asyncio.sleep(0)
 
 
-@pytest.fixture
-async def real(http: Harness) -> AsyncIterator[Harness]:
-    """The harness, its server replaced by one over a real service."""
-    service = VolumeService(MemoryRegisters(), MemoryChunks(), SystemClock(), random.Random(1), node_count=lambda: 5)
-    volumes: Volumes = service  # the type checker's word that the service meets the port
+async def served(volumes: Volumes, http: Harness) -> ApiServer:
+    """A server over these volumes, and the harness's doubles of everything else."""
     api = Api(
         volumes=volumes,
         cluster=http.cluster,
@@ -118,6 +115,15 @@ async def real(http: Harness) -> AsyncIterator[Harness]:
     )
     server = ApiServer(api)
     await server.start("127.0.0.1", 0)
+    return server
+
+
+@pytest.fixture
+async def real(http: Harness) -> AsyncIterator[Harness]:
+    """The harness, its server replaced by one over a real service."""
+    service = VolumeService(MemoryRegisters(), MemoryChunks(), SystemClock(), random.Random(1), node_count=lambda: 5)
+    volumes: Volumes = service  # the type checker's word that the service meets the port
+    server = await served(volumes, http)
     fake, http.server = http.server, server
     yield http
     await server.close(1.0)
@@ -273,17 +279,7 @@ async def test_a_change_whose_client_broke_off_is_not_made(
             condition_checked.set()
 
     service._change = watched  # type: ignore[method-assign, assignment]  # to know when it is over
-    api = Api(
-        volumes=service,
-        cluster=http.cluster,
-        repair=http.repair,
-        metrics=Metrics(),
-        token=None,
-        hosts=ApiHosts(()),
-        release="1",
-    )
-    server = ApiServer(api)
-    await server.start("127.0.0.1", 0)
+    server = await served(service, http)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(request_bytes)
     async with asyncio.timeout(10):
