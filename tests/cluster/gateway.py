@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,23 @@ class Answer:
         return document
 
 
+class ConnectionBrokenError(aiohttp.ClientError):
+    """The request may have been executed."""
+
+
+async def _once(
+    request: aiohttp.ClientRequest, handler: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
+) -> aiohttp.ClientResponse:
+    """aiohttp sends a PUT or DELETE again by itself when its connection breaks; and when nobody listens by then, it says that it could
+    not connect, as if nothing had been sent."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise ConnectionBrokenError(str(error) or "the connection was closed") from error
+
+
 class Gateway:
     """Requests to one address. Use ``async with``."""
 
@@ -49,7 +67,9 @@ class Gateway:
     async def __aenter__(self) -> Gateway:
         timeout = aiohttp.ClientTimeout(total=REQUEST_DEADLINE_S)
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False)
+        self._session = aiohttp.ClientSession(
+            timeout=timeout, connector=connector, auto_decompress=False, middlewares=(_once,)
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:

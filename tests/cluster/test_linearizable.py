@@ -26,7 +26,7 @@ import aiohttp
 import pytest
 
 from tests.cluster.conftest import MakeCluster
-from tests.cluster.gateway import Gateway
+from tests.cluster.gateway import ConnectionBrokenError, Gateway
 from tests.cluster.harness import ClusterProcess, Daemon, eventually
 from tests.cluster.healing import QUICK_REPAIR
 from tests.cluster.histories import Client, Recorder
@@ -155,6 +155,23 @@ async def who_does_not_answer(cluster: ClusterProcess) -> str:
     except pytest.fail.Exception as failed:
         return str(failed)
     return ""
+
+
+async def test_a_request_is_sent_once() -> None:
+    """Else a write that was done could count as one that was never sent."""
+    received: list[bytes] = []
+
+    async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        received.append(await reader.readexactly(5))
+        server.close()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(breaks_off, "127.0.0.1", 0)
+    async with Gateway(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as gateway:
+        with pytest.raises(ConnectionBrokenError):
+            await gateway.put("v", b"bytes")
+    assert received == [b"bytes"]
 
 
 async def test_every_history_is_linearizable(make_cluster: MakeCluster) -> None:
